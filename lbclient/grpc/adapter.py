@@ -20,7 +20,7 @@ from lbclient.grpc.classifier import GrpcClassifier, classified, codes_of
 from lbclient.grpc.health import Health
 from lbclient.grpc.load_reports import LoadReports
 from lbclient.grpc.options import ChannelOptions
-from lbclient.grpc.subchannels import Method
+from lbclient.grpc.subchannels import Method, claim_grpc, opened
 from lbclient.grpc.telemetry import GrpcSemantics
 from lbclient.protocol import Attributes, Binding, Call, CallOptions, bind
 from lbclient.resilience.health_check import HealthCheck
@@ -88,6 +88,10 @@ class Adapter:
         )
         self.binding: Binding = bind(self.balancer)
         self._target = self.balancer.target
+        self.closed: str = (
+            f"the channel to {self._target.name} is closed: open a new channel for further RPCs"
+        )
+        """The text of the error of RPCs that begin after the channel was closed."""
         self.health: Health | None = None
         try:
             _check(self._target, credentials)
@@ -139,18 +143,23 @@ class Adapter:
         return target, list({**own, **self._options}.items())
 
     def open_blocking(self, endpoint: Endpoint) -> grpc.Channel:
-        """Open a channel to one instance, for threads. It connects at its first RPC."""
-        target, arguments = self.target_of(endpoint)
-        if self.credentials is None:
-            return grpc.insecure_channel(target, arguments)
-        return grpc.secure_channel(target, self.credentials, arguments)
+        """Open a channel to one instance, for threads. It connects at its first RPC. Raises
+        RuntimeError in a forked child in which gRPC would block."""
+        channel: grpc.Channel = self._open(grpc, endpoint)
+        return channel
 
     def open_on_loop(self, endpoint: Endpoint) -> grpc.aio.Channel:
-        """Open a channel to one instance, for the running event loop of asyncio."""
+        """Open a channel to one instance, for the running event loop of asyncio. Raises
+        RuntimeError as `open_blocking` does."""
+        channel: grpc.aio.Channel = self._open(grpc.aio, endpoint)
+        return channel
+
+    def _open(self, module: Any, endpoint: Endpoint) -> Any:
         target, arguments = self.target_of(endpoint)
+        claim_grpc(on_loop=module is grpc.aio)
         if self.credentials is None:
-            return grpc.aio.insecure_channel(target, arguments)
-        return grpc.aio.secure_channel(target, self.credentials, arguments)
+            return opened(module.insecure_channel(target, arguments))
+        return opened(module.secure_channel(target, self.credentials, arguments))
 
 
 class MethodCalls:
@@ -174,7 +183,7 @@ class MethodCalls:
     ) -> Call[Any]:
         """Begin a call. `timeout` is its deadline."""
         if self._binding.closed:
-            raise ValueError("Cannot invoke RPC on closed channel!")
+            raise ValueError(self.adapter.closed)
         options = self._untimed
         if timeout is not None or replayable is not None:
             options = CallOptions(self._idempotent, deadline=timeout, replayable=replayable)

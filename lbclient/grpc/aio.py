@@ -30,7 +30,7 @@ from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineIntercepto
 from lbclient.grpc.event_loops import AioRpc
 from lbclient.grpc.options import ChannelOptions
 from lbclient.grpc.rpc import BaseMultiCallable
-from lbclient.grpc.subchannels import Method, SubChannel, SubChannels
+from lbclient.grpc.subchannels import Method, SubChannel, SubChannels, claim_grpc, opened
 
 if TYPE_CHECKING:
     from lbclient.discovery.composite import Service
@@ -134,8 +134,9 @@ class _Loop:
         self.front: Any = None
         """gRPC's own channel, which calls the interceptors."""
         if interceptors:
+            claim_grpc(on_loop=True)
             chain = [*interceptors, *(innermost(find) for innermost in _INNERMOST)]
-            self.front = grpc.aio.insecure_channel(_NOWHERE, interceptors=chain)
+            self.front = opened(grpc.aio.insecure_channel(_NOWHERE, interceptors=chain))
 
 
 class BalancedChannel(grpc.aio.Channel):
@@ -219,19 +220,26 @@ class BalancedChannel(grpc.aio.Channel):
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # as in gRPC
         """Return the connectivity: READY while an instance is in rotation."""
         if try_to_connect:
-            self._connectivity.subscribe(_ignore, connect=True)
+            self._connectivity.connect()
         return self._connectivity.state()
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         """Wait until the connectivity has changed."""
-        while self._connectivity.state() is last_observed_state:  # noqa: ASYNC110  # untold
+        self._refuse_if_closed()
+        while self._connectivity.state() is last_observed_state:
+            self._connectivity.attend()
             await asyncio.sleep(_POLL)
 
     async def channel_ready(self) -> None:
         """Wait until an instance accepts a connection."""
-        connect = self._connectivity.try_to_connect
-        while not await asyncio.to_thread(connect):  # noqa: ASYNC110  # untold
+        self._refuse_if_closed()
+        while not await asyncio.to_thread(self._connectivity.try_to_connect):
             await asyncio.sleep(_POLL)
+            self._refuse_if_closed()
+
+    def _refuse_if_closed(self) -> None:
+        if self._adapter.binding.closed:
+            raise grpc.aio.UsageError(self._adapter.closed)
 
     async def close(self, grace: float | None = None) -> None:
         """Begin no more RPCs, wait `grace` seconds for the current RPCs, then cancel them."""
@@ -253,10 +261,6 @@ class BalancedChannel(grpc.aio.Channel):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _ignore(_: object) -> None:
-    """Do nothing."""
 
 
 class _Intercepted:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import grpc
 
+from lbclient._internal import fork
 from lbclient._internal.deadline import Expiry
 from lbclient.balancer.balancer import Balancer
 from lbclient.balancer.health_monitor import connects
@@ -23,6 +24,8 @@ _logger = logging.getLogger(__name__)
 _INTERVAL = 0.1
 _CONNECT = 1.25
 """Seconds for connecting to one instance."""
+_UNATTENDED = 1.0
+"""Seconds for which a thread tries to connect if nothing waits for the connection."""
 
 State = grpc.ChannelConnectivity
 Callback = Callable[[grpc.ChannelConnectivity], None]
@@ -41,39 +44,55 @@ class Connectivity:
         self._watching = threading.Lock()
         """Held by the thread that looks for changes."""
         self._connect = False
+        """True if a subscriber has asked for a connection, which has not been made yet."""
+        self._unattended_until = -math.inf
+        """Until this time, the thread tries to connect although there is no callback."""
+        fork.track(self)
 
     def state(self) -> grpc.ChannelConnectivity:
         """Return the connectivity now, without connecting."""
         binding = self._binding
         if binding.closed:
             return State.SHUTDOWN
-        if self._connect:
+        if self._connecting():
             return State.CONNECTING
         if not len(binding.pool):
             return State.IDLE
         ready = binding.pool.in_rotation(binding.clock())
         return State.READY if ready else State.TRANSIENT_FAILURE
 
+    def connect(self) -> None:
+        """Connect to an instance on a thread. The thread ends once it is connected, or soon after
+        nothing waits for the connection any more."""
+        if not self._binding.closed:
+            self._unattended_until = time.monotonic() + _UNATTENDED
+            self._begin_polling()
+
+    def attend(self) -> None:
+        """Keep a thread of `connect` going, since something waits for a change."""
+        if time.monotonic() < self._unattended_until:
+            self._unattended_until = time.monotonic() + _UNATTENDED
+
     def try_to_connect(self) -> bool:
         """Ask discovery and connect to an instance; may block. False if no instance accepts."""
         with contextlib.suppress(LoadBalancingError, RuntimeError):
             self._balancer.refresh()
         for endpoint in list(self._binding.pool.endpoints):
+            if self._binding.closed:
+                break
             with contextlib.suppress(OSError):
                 connects(endpoint, Expiry(time.monotonic() + _CONNECT, time.monotonic))
-                self._connect = False
+                self._connect, self._unattended_until = False, -math.inf
                 return True
         return False
 
     def subscribe(self, callback: Callback, *, connect: bool) -> None:
-        """Call `callback` with the connectivity, now and after each change."""
-        self._callbacks[callback] = None
-        self._connect = self._connect or connect
-        self._begin_polling()
-
-    def _begin_polling(self) -> None:
-        if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
+        """Call `callback` with the connectivity, now and after each change. As in gRPC, this does
+        nothing once the channel is closed."""
+        if not self._binding.closed:
+            self._callbacks[callback] = None
+            self._connect = self._connect or connect
+            self._begin_polling()
 
     def unsubscribe(self, callback: Callback) -> None:
         """Stop calling `callback`."""
@@ -83,10 +102,27 @@ class Connectivity:
         """Stop calling all callbacks."""
         self._callbacks.clear()
 
+    def after_fork(self) -> None:
+        """In a forked child, which does not have the thread: begin another, as in gRPC."""
+        self._watching = threading.Lock()
+        if self._is_watched():
+            self._begin_polling()
+
+    def _connecting(self) -> bool:
+        asked = self._connect and bool(self._callbacks)
+        return asked or time.monotonic() < self._unattended_until
+
+    def _is_watched(self) -> bool:
+        return not self._binding.closed and (bool(self._callbacks) or self._connecting())
+
+    def _begin_polling(self) -> None:
+        if self._watching.acquire(blocking=False):
+            threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
+
     def _poll(self) -> None:
         try:
             due = -math.inf
-            while self._callbacks:
+            while self._is_watched():
                 state = self.state()
                 for callback, known in list(self._callbacks.items()):
                     if known is not state and callback in self._callbacks:
@@ -95,11 +131,11 @@ class Connectivity:
                             callback(state)
                         except Exception:
                             _logger.exception("a callback of a channel failed")
-                if self._connect and time.monotonic() >= due and not self.try_to_connect():
-                    due = time.monotonic() + _INTERVAL
-                elif not self._connect or time.monotonic() < due:
+                if not self._connecting() or time.monotonic() < due:
                     time.sleep(_INTERVAL)
+                elif not self.try_to_connect():
+                    due = time.monotonic() + _INTERVAL
         finally:
             self._watching.release()
-        if self._callbacks:  # subscribed just before the lock was free
+        if self._is_watched():  # subscribed just before the lock was free
             self._begin_polling()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,11 @@ from weakref import ref
 
 import grpc
 
+from lbclient._internal import fork
 from lbclient._internal.deadline import Expiry
 from lbclient.balancer.health_monitor import plain_check
 from lbclient.endpoint.endpoint import Endpoint
+from lbclient.grpc.subchannels import FORKS_SUPPORTED
 from lbclient.grpc.wire import fields, text_field
 from lbclient.protocol import Binding, Check, CheckFailed
 from lbclient.resilience.health_check import HealthCheck
@@ -21,7 +24,59 @@ __all__ = ["Health"]
 _CHECK, _WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 _SERVING = 1
 _STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+_LONGEST = 2.0
+"""Seconds for which a fork waits at most."""
 Open = Callable[[Endpoint], grpc.Channel]
+_inherited: list[object] = []
+"""The RPCs of a forked child's parent, which the child must not finalize."""
+
+
+class _ForkGate:
+    """Lets no thread of ours begin or end an RPC while this process forks. A lock of gRPC's that
+    the thread holds would stay held in the child, where gRPC would wait for it within `os.fork()`.
+    A thread that waits for a response holds no lock."""
+
+    _registered = False
+    _forking: int | None = None
+    """The thread that forks, if it holds the lock."""
+
+    @fork.Lazy
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def register(self) -> None:
+        """Stop our threads at each fork from now on. gRPC stops its own threads at a fork, and ours
+        may wait for these. So ours must stop first: this must be registered after gRPC, which
+        registers itself with its first channel."""
+        if FORKS_SUPPORTED and not self._registered:
+            self._registered = True
+            os.register_at_fork(
+                before=self._before,
+                after_in_parent=self._after_in_parent,
+                after_in_child=self._after_in_child,
+            )
+
+    def _before(self) -> None:
+        if self._lock.acquire(timeout=_LONGEST):
+            self._forking = threading.get_ident()
+
+    def _after_in_parent(self) -> None:
+        if self._forking == threading.get_ident():
+            self._forking = None
+            self._lock.release()
+
+    def _after_in_child(self) -> None:
+        self._forking = None
+        vars(self).pop("_lock", None)  # it is created when it is needed
+
+
+_GATE = _ForkGate()
 
 
 class Health:
@@ -49,6 +104,7 @@ class Health:
         self._binding = binding
         self._followed: dict[Endpoint, Any] = {}
         """The call of `Watch` that follows each instance; None if there is no such call."""
+        fork.track(self)
 
     def __del__(self) -> None:
         self.close()
@@ -59,13 +115,24 @@ class Health:
             if call is not None:
                 call.cancel()
 
+    def after_fork(self) -> None:
+        """In a forked child: leave the RPCs of the parent alone, and follow each instance anew."""
+        _inherited.append(self._followed)
+        self._followed = {}
+
     def _check(self, endpoint: Endpoint, expiry: Expiry) -> None:
-        with self._open(endpoint) as channel:
-            ask: Any = channel.unary_unary(_CHECK)
-            try:
-                state = _state_of(ask(self._request, timeout=expiry.left()))
-            except grpc.RpcError as error:
-                raise CheckFailed(f"{error.code().name}: {error.details()}") from None
+        with _GATE:
+            channel: Any = self._open(endpoint)
+            _GATE.register()
+            # As a future, since a blocking RPC would be within gRPC all the time, see `_ForkGate`.
+            call = channel.unary_unary(_CHECK).future(self._request, timeout=expiry.left())
+        try:
+            state = _state_of(call.result())
+        except grpc.RpcError as error:
+            raise CheckFailed(f"{error.code().name}: {error.details()}") from None
+        finally:
+            with _GATE:
+                channel.close()
         self._follow(endpoint)
         if state != _SERVING:
             raise CheckFailed(_shown(state))
@@ -76,8 +143,9 @@ class Health:
                 call.cancel()
         if endpoint.gone or self._followed.setdefault(endpoint, None) is not None:
             return
-        channel: Any = self._open(endpoint)
-        call = self._followed[endpoint] = channel.unary_stream(_WATCH)(self._request)
+        with _GATE:
+            channel: Any = self._open(endpoint)
+            call = self._followed[endpoint] = channel.unary_stream(_WATCH)(self._request)
         threading.Thread(
             target=_read,
             args=(ref(self), endpoint, channel, call),
@@ -100,16 +168,18 @@ class Health:
 def _read(health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, call: Any) -> None:
     """Read the states that one instance reports, on a thread that keeps nothing else alive."""
     served = True
-    with channel:
-        try:
-            for response in call:
-                if (owner := health()) is not None and not endpoint.gone:
-                    owner._told(endpoint, _state_of(response))  # noqa: SLF001  # its own thread
-                owner = None
-        except CheckFailed:
-            call.cancel()
-        except grpc.RpcError as error:
-            served = error.code() is not grpc.StatusCode.UNIMPLEMENTED
+    try:
+        for response in call:
+            if (owner := health()) is not None and not endpoint.gone:
+                owner._told(endpoint, _state_of(response))  # noqa: SLF001  # its own thread
+            owner = None
+    except CheckFailed:
+        call.cancel()
+    except grpc.RpcError as error:
+        served = error.code() is not grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        with _GATE:
+            channel.close()
     if (owner := health()) is not None:
         owner._ended(endpoint, call, served=served)  # noqa: SLF001  # as above
 

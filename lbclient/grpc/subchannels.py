@@ -15,7 +15,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
+from weakref import WeakSet
 
 import grpc
 
@@ -23,13 +25,75 @@ from lbclient._internal import fork
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.protocol import Binding
 
-__all__ = ["Method", "SubChannel", "SubChannels"]
+__all__ = ["FORKS_SUPPORTED", "Method", "SubChannel", "SubChannels", "claim_grpc", "opened"]
 
 _READY = 2
 """The number of the state READY in gRPC's core."""
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 _inherited: list[object] = []
 """The sub-channels of a forked child's parent, which the child must neither use nor finalize."""
+
+
+def _forks_supported() -> bool:
+    """Ask grpcio, which reads the environment variable only once, when it is imported."""
+    try:
+        return bool(import_module("grpc._cython.cygrpc").is_fork_support_enabled())
+    except (ImportError, AttributeError):
+        return os.environ.get(_FORK_SUPPORT, "").lower() in {"1", "yes", "true"}
+
+
+FORKS_SUPPORTED: bool = _forks_supported()
+"""True if gRPC works in a forked child of a process that has used gRPC on threads."""
+
+
+class _Process:
+    """What this process and its parents have used of gRPC.
+
+    gRPC's threads do not exist in a forked child, and what the child inherits of gRPC waits for
+    these threads. With gRPC's support of forks, the child begins again; but gRPC for asyncio has no
+    such support. So the child gets an error instead. It gets the error even if the parent has
+    closed its channels: gRPC ends its threads some time after that.
+    """
+
+    def __init__(self) -> None:
+        self._used = self._used_on_loop = self._unusable = self._unusable_on_loop = False
+        self._channels: WeakSet[Any] = WeakSet()
+        """gRPC's channels. A child must not finalize those of its parent: for asyncio, gRPC then
+        waits for a thread that does not exist."""
+        fork.track(self)
+
+    def claim(self, *, on_loop: bool) -> None:
+        if self._unusable:
+            raise RuntimeError(
+                "the parent of this forked process has used gRPC, which would block here: set "
+                f"{_FORK_SUPPORT}=1 before grpcio is imported, or fork before the first RPC"
+            )
+        if on_loop and self._unusable_on_loop:
+            raise RuntimeError(
+                "the parent of this forked process has used gRPC in an event loop, which would "
+                "block or crash here: fork before the first RPC, use lbclient.grpc.channel, or "
+                "begin the process with the start method 'spawn' of multiprocessing"
+            )
+        self._used = True
+        self._used_on_loop = self._used_on_loop or on_loop
+
+    def opened(self, channel: Any) -> Any:
+        self._channels.add(channel)
+        return channel
+
+    def after_fork(self) -> None:
+        _inherited.extend(self._channels)
+        self._channels = WeakSet()
+        self._unusable = self._unusable or (self._used and not FORKS_SUPPORTED)
+        self._unusable_on_loop = self._unusable_on_loop or self._used_on_loop
+
+
+_process = _Process()
+claim_grpc = _process.claim
+"""Note that gRPC is used, on threads or in an event loop. Raises RuntimeError in a forked child in
+which gRPC would block."""
+opened = _process.opened
+"""Note a new channel of gRPC, and return it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -92,8 +156,6 @@ class SubChannels:
         self._open = open_channel
         self._known: dict[Endpoint, SubChannel] = {}
         self._lock = threading.Lock()
-        self._unusable = False
-        """True in a forked child in which gRPC would block for ever."""
         self.closed: bool = False
         binding.pool.listen(self.departed)
         fork.track(self)
@@ -122,23 +184,14 @@ class SubChannels:
         return [one.channel for one in known.values()]
 
     def after_fork(self) -> None:
-        """In a forked child: drop the sub-channels of the parent. If the parent has used gRPC, the
-        child can use gRPC only with gRPC's support of forks. An environment variable enables this
-        support before grpcio is imported."""
-        supported = os.environ.get(_FORK_SUPPORT, "").lower() in {"1", "yes", "true"}
-        self._unusable = self._unusable or (bool(self._known) and not supported)
+        """In a forked child: leave the sub-channels of the parent alone."""
         _inherited.append(self._known)
         self._known, self._lock = {}, threading.Lock()
 
     def _new(self, endpoint: Endpoint) -> SubChannel:
         with self._lock:
             if self.closed:
-                raise ValueError("Cannot invoke RPC on closed channel!")
-            if self._unusable:
-                raise RuntimeError(
-                    "the parent of this forked process has used gRPC, which would block here; set "
-                    f"{_FORK_SUPPORT}=1 before grpcio is imported, or fork before the first call"
-                )
+                raise ValueError("the channel of this RPC is closed: open a new channel")
             known, addresses = self._known.get(endpoint), endpoint.instance.addresses
             if known is not None and not known.failed and set(known.addresses) == set(addresses):
                 known.addresses = addresses

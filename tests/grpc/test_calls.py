@@ -432,7 +432,7 @@ def test_a_closed_channel(server, rpcs, hedge):
     call = channel.begin("UnaryCall", timeout=30.0)
     channel.close_channel()
     assert call.code == "CANCELLED"
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(ValueError, match="is closed: open a new channel"):
         channel.unary()
     (one,) = channel.balancer.snapshot().instances
     assert (one.failures, one.in_flight) == (0, 0)

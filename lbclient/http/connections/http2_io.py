@@ -201,7 +201,7 @@ async def _read(http2: Http2, stream: Any) -> None:
 
 
 async def _write(http2: Http2, stream: Any) -> None:
-    """The code that the writing task of a connection runs."""
+    """What the writing task of a connection runs."""
     try:
         while True:
             woken = anyio.Event()

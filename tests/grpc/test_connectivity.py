@@ -1,0 +1,140 @@
+"""The connectivity of a channel, and the thread that looks for changes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import grpc
+import pytest
+
+import lbclient.grpc
+import lbclient.grpc.aio
+from lbclient.grpc import connectivity
+
+State = grpc.ChannelConnectivity
+
+
+def watching():
+    return [one for one in threading.enumerate() if one.name == "lbclient-connectivity"]
+
+
+def until(condition, seconds=10.0):
+    """Wait until something that nobody tells of is the case."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def address(rpc_servers):
+    (server,) = rpc_servers()
+    return server.address
+
+
+@pytest.fixture
+def nowhere(rpc_servers):
+    """The address of a server that is down."""
+    (server,) = rpc_servers()
+    server.kill()
+    return server.address
+
+
+def test_the_thread_ends_once_it_is_connected(address):
+    """`get_state(try_to_connect=True)` connects on a thread, which ends once there is a
+    connection, and nothing has to be closed for that."""
+
+    async def connect():
+        channel = lbclient.grpc.aio.channel([address])
+        state = channel.get_state(try_to_connect=True)
+        while state is not State.READY:
+            await channel.wait_for_state_change(state)
+            state = channel.get_state()
+        await asyncio.to_thread(until, lambda: not watching())
+        assert channel.get_state() is State.READY
+        await channel.close()
+
+    asyncio.run(connect())
+
+
+def test_the_thread_ends_if_nothing_waits(nowhere, monkeypatch):
+    """A thread that cannot connect ends soon after nothing waits for it any more, and a wait for a
+    change keeps it going."""
+    monkeypatch.setattr(connectivity, "_UNATTENDED", 0.2)
+
+    async def connect():
+        channel = lbclient.grpc.aio.channel([nowhere])
+        assert channel.get_state(try_to_connect=True) is State.CONNECTING
+        (thread,) = watching()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.wait_for_state_change(State.CONNECTING), 0.5)
+        assert thread.is_alive()
+        await asyncio.to_thread(thread.join)
+        assert channel.get_state() is not State.CONNECTING
+        channel.get_state(try_to_connect=True)
+        assert len(watching()) == 1
+        await channel.close()
+        await asyncio.to_thread(until, lambda: not watching())
+
+    asyncio.run(connect())
+
+
+def test_a_closed_channel_has_no_state_to_wait_for(address):
+    """As in gRPC: closing wakes those who wait for a change; after that the state is SHUTDOWN, and
+    waiting is an error."""
+
+    async def close():
+        channel = lbclient.grpc.aio.channel([address])
+        waits = asyncio.ensure_future(channel.wait_for_state_change(State.READY))
+        await asyncio.sleep(0)
+        await channel.close()
+        await waits
+        assert channel.get_state(try_to_connect=True) is State.SHUTDOWN
+        with pytest.raises(grpc.aio.UsageError, match="is closed"):
+            await channel.wait_for_state_change(State.SHUTDOWN)
+        with pytest.raises(grpc.aio.UsageError, match="is closed"):
+            await channel.channel_ready()
+        assert watching() == []
+
+    asyncio.run(close())
+
+
+def test_a_channel_that_is_closed_before_it_is_ready(nowhere):
+    """As in gRPC: closing ends `channel_ready` with an error."""
+
+    async def close():
+        channel = lbclient.grpc.aio.channel([nowhere])
+        ready = asyncio.ensure_future(channel.channel_ready())
+        await asyncio.sleep(0)
+        await channel.close()
+        with pytest.raises(grpc.aio.UsageError, match="is closed"):
+            await ready
+
+    asyncio.run(close())
+
+
+def test_callbacks(address, nowhere):
+    """A callback gets the state now and after each change; after `unsubscribe` the thread ends."""
+    for service, last in ((address, State.READY), (nowhere, State.CONNECTING)):
+        with lbclient.grpc.channel([service]) as channel:
+            told = []
+            channel.subscribe(told.append, try_to_connect=True)
+            until(lambda: told[-1:] == [last])  # noqa: B023  # used at once
+            channel.unsubscribe(told.append)
+            until(lambda: not watching())
+
+
+def test_callbacks_after_close(address):
+    """As in gRPC: `subscribe` after `close` does nothing, and no thread stays."""
+    channel = lbclient.grpc.channel([address])
+    told = []
+    channel.subscribe(told.append)
+    until(lambda: told)
+    channel.close()
+    before = len(told)
+    channel.subscribe(told.append, try_to_connect=True)
+    channel.unsubscribe(told.append)
+    until(lambda: not watching())
+    assert len(told) == before
