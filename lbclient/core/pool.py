@@ -25,7 +25,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import nsmallest
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 from weakref import WeakMethod
 
@@ -59,11 +59,12 @@ class Subset:
         self._rng = rng
         self._seed = b""
         self._all: Sequence[Instance] | None = None
+        self._ranks: dict[Instance, bytes] = {}
 
     def after_fork(self) -> Sequence[Instance] | None:
         """In a forked child: draw another subset from the last answer. Returns None if the last
         answer was used in full."""
-        self._seed = b""
+        self._seed, self._ranks = b"", {}
         return None if self._all is None else self.of(self._all)
 
     def of(self, instances: Sequence[Instance]) -> Sequence[Instance]:
@@ -73,7 +74,9 @@ class Subset:
             return instances
         self._all = instances
         self._seed = self._seed or self._rng.randbytes(_BYTES)
-        ranks = {instance: self._rank(instance) for instance in instances}
+        known = self._ranks.get
+        ranks = {instance: known(instance) or self._rank(instance) for instance in instances}
+        self._ranks = ranks
         firsts: dict[int, Instance] = {}
         for instance in instances:
             rival = firsts.setdefault(instance.priority, instance)
@@ -124,19 +127,34 @@ class EndpointSetUpdate:
     ) -> None:
         self.joined: list[Endpoint] = []
         self.moved: list[Endpoint] = []
+        self.left: list[Endpoint] = []
         self._policy = policy
         self._now = now if endpoint_set.endpoints else -math.inf
         self._revisions: list[_Revision] = []
-        self._endpoints: dict[Instance, Endpoint] = {}
-        old = dict(endpoint_set.endpoints)
-        by_priority: dict[int, list[Instance]] = {}
+        self._endpoints: dict[Instance, Endpoint] = dict(endpoint_set.endpoints)
+        known = {id(endpoint.instance): endpoint for endpoint in self._endpoints.values()}
+        tiers: dict[int, list[Endpoint]] = {}
+        doubtful: list[tuple[Endpoint, Instance]] = []
+        instances = list(instances)
         for instance in instances:
-            known = old.pop(instance) if instance in old else self._join(instance)
-            self._endpoints[instance] = known
-            by_priority.setdefault(instance.priority, []).append(instance)
-        self.left: list[Endpoint] = list(old.values())
-        tiers = [self._tier(by_priority[priority]) for priority in sorted(by_priority)]
-        self.endpoint_set: EndpointSet = EndpointSet(self._endpoints, tiers)
+            # An object that was in the last answer needs no further look. Only a weight of 0 may
+            # mean something else beside others.
+            endpoint = known.get(id(instance))
+            if endpoint is None:
+                endpoint = self._endpoints.pop(instance, None) or self._join(instance)
+                self._endpoints[instance] = endpoint
+                doubtful.append((endpoint, instance))
+            elif not instance.weight:
+                doubtful.append((endpoint, instance))
+            tier = tiers.get(instance.priority)
+            if tier is None:
+                tier = tiers[instance.priority] = []
+            tier.append(endpoint)
+        self._compare(doubtful, instances)
+        if len(self._endpoints) > len(instances):
+            self._leave(set(chain.from_iterable(tiers.values())))
+        order = [tuple(tiers[priority]) for priority in sorted(tiers)]
+        self.endpoint_set: EndpointSet = EndpointSet(self._endpoints, order)
 
     def __bool__(self) -> bool:
         return bool(self.joined or self.left or self._revisions)
@@ -147,11 +165,11 @@ class EndpointSetUpdate:
         for endpoint in self.left:
             endpoint.gone = True
         for endpoint, instance, weight, breaker in self._revisions:
-            endpoint.instance = instance
             endpoint.weight = weight
             if breaker is not None:
                 endpoint.renew(breaker)
                 endpoint.warm_since = self._now
+            endpoint.instance = instance  # last, since it says that the others are right
 
     def _join(self, instance: Instance) -> Endpoint:
         endpoint = Endpoint(instance, self._policy)
@@ -159,16 +177,24 @@ class EndpointSetUpdate:
         self.joined.append(endpoint)
         return endpoint
 
-    def _tier(self, instances: Sequence[Instance]) -> tuple[Endpoint, ...]:
-        """Make a tier. A weight of 0 beside other weights becomes a small weight (as dnspython
-        reads RFC 2782).
+    def _leave(self, staying: Container[Endpoint]) -> None:
+        gone = [one for one, endpoint in self._endpoints.items() if endpoint not in staying]
+        self.left = [self._endpoints.pop(one) for one in gone]
+
+    def _compare(
+        self, doubtful: Sequence[tuple[Endpoint, Instance]], instances: Iterable[Instance]
+    ) -> None:
+        """Note the endpoints whose records have changed. A weight of 0 beside other weights of its
+        tier becomes a small weight (as dnspython reads RFC 2782).
         """
-        zero = _ZERO_WEIGHT if any(instance.weight for instance in instances) else 1.0
-        for instance in instances:
-            endpoint, weight = self._endpoints[instance], float(instance.weight) or zero
+        weighted: set[int] = set()
+        if not all(instance.weight for _, instance in doubtful):
+            weighted = {instance.priority for instance in instances if instance.weight}
+        for endpoint, instance in doubtful:
+            zero = _ZERO_WEIGHT if instance.priority in weighted else 1.0
+            weight = float(instance.weight) or zero
             if endpoint.weight != weight or not _equal(endpoint.instance, instance):
                 self._revisions.append(self._revision(endpoint, instance, weight))
-        return tuple(map(self._endpoints.__getitem__, instances))
 
     def _revision(self, endpoint: Endpoint, instance: Instance, weight: float) -> _Revision:
         if set(endpoint.instance.addresses) == set(instance.addresses):

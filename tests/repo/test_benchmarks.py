@@ -41,6 +41,14 @@ def test_churn_prints_its_rows():
 
 
 @pytest.mark.slow
+def test_discovery_prints_its_rows():
+    """`discovery.py --quick` measures a watcher of its own, and names its goals."""
+    said = quick("discovery.py", "a Watcher")
+    assert sum("  a Watcher: " in line for line in said) == 5
+    assert sum("goal" in line for line in said) == 4
+
+
+@pytest.mark.slow
 def test_rpc_prints_its_rows():
     """`rpc.py --quick` measures each channel on threads and in asyncio, and names its goals."""
     said = quick("rpc.py")
