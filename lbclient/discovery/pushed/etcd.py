@@ -60,6 +60,8 @@ _ENDPOINTS = "http://127.0.0.1:2379"
 _PAGE = 500
 """Keys of one page of the list. A page takes a few milliseconds to read and parse."""
 _MOST_KEYS = 100_000
+_LARGEST_VALUE = 64 << 10
+"""Bytes. An instance needs a few hundred; a large object would occupy the interpreter for long."""
 _SILENCE = 30.0
 """Seconds without a message after which the watch is begun again."""
 _TIMEOUT = 6.0
@@ -427,6 +429,8 @@ def message_of(document: object) -> Message:
 def entry_of(key: bytes, value: bytes) -> Instance | RejectedRecord:
     """Parse the value of a key: `host:port`, an object as in files, or gRPC's naming object."""
     where = short(key.decode(errors="backslashreplace"))
+    if len(value) > _LARGEST_VALUE:
+        return RejectedRecord(where, f"its value is larger than {_LARGEST_VALUE >> 10} KiB")
     try:
         text = value.decode().strip()
         if not text.startswith("{"):
