@@ -12,9 +12,11 @@ import base64
 import contextlib
 import copy
 import json
+import select
 import socket
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlsplit
@@ -413,8 +415,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _watch(self, resource, namespace, query):
         api = self.server.api
         given = query.get("resourceVersion", "")
-        bookmarks = api.bookmarks and query.get("allowWatchBookmarks") in ("true", "1")
-        seconds = float(query.get("timeoutSeconds") or 3600)
         with api._changed:
             at = int(given) if given.isdigit() else 0
             if at and at < api._oldest and api.gone_as == "status":
@@ -430,34 +430,41 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             if not at or query.get("sendInitialEvents") == "true":
                 at = self._initial(resource, namespace, query)
-            while True:
-                with api._changed:
-                    api._changed.wait_for(
-                        lambda at=at, bookmarked=bookmarked: (
-                            api._version > at
-                            or api._generation != generation
-                            or api._bookmarked != bookmarked
-                        ),
-                        timeout=seconds,
-                    )
-                    news = [one for one in api._events if one.version > at]
-                    ended = api._generation != generation or (
-                        api._version == at and api._bookmarked == bookmarked
-                    )
-                    marks = api._bookmarked != bookmarked
-                    at, bookmarked = api._version, api._bookmarked
-                for one in news:
-                    self._change_of(one, resource, namespace, query)
-                if marks and bookmarks:
-                    self._mark(resource, at)
-                if ended:
-                    self.chunk(b"")
-                    return
+            self._follow(resource, namespace, query, at, generation, bookmarked)
         finally:
             with api._changed:
                 api.watching -= 1
                 api._changed.notify_all()
             self.close_connection = True
+
+    def _follow(self, resource, namespace, query, at, generation, bookmarked):
+        """Send what happens after the version `at`, until the watch ends or is left."""
+        api = self.server.api
+        bookmarks = api.bookmarks and query.get("allowWatchBookmarks") in ("true", "1")
+        end = time.monotonic() + float(query.get("timeoutSeconds") or 3600)
+        ended = False
+        while not ended and not self._is_left():
+            with api._changed:
+                api._changed.wait_for(
+                    lambda at=at, bookmarked=bookmarked: (
+                        (api._version, api._generation, api._bookmarked)
+                        != (at, generation, bookmarked)
+                    ),
+                    timeout=0.05,
+                )
+                ended = api._generation != generation or time.monotonic() > end
+                marks = bookmarks and api._bookmarked != bookmarked
+                news = [one for one in api._events if one.version > at]
+                at, bookmarked = api._version, api._bookmarked
+            for one in news:
+                self._change_of(one, resource, namespace, query)
+            if marks:
+                self._mark(resource, at)
+        self.chunk(b"")
+
+    def _is_left(self):
+        """True if the client has closed the connection of its watch."""
+        return bool(select.select([self.connection], [], [], 0)[0])
 
     def _initial(self, resource, namespace, query):
         api = self.server.api
