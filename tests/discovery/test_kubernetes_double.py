@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -13,9 +14,11 @@ import pytest
 
 from lbclient import Kubernetes
 from tests.discovery.test_kubernetes import LIMIT, Seen
+from tests.repo.test_blocks import blocks_of
 from tests.support.faults import authority, certified
 from tests.support.http import Server, tells_port
-from tests.support.kubernetes import ApiServer, a_slice, endpoint
+from tests.support.kubernetes import SLICES, ApiServer, a_slice, endpoint
+from tests.support.recipes import ROOT
 from tests.support.traefik import BINARY, traefik
 
 KUBECTL = shutil.which("kubectl")
@@ -130,6 +133,60 @@ def test_kubectl_proxy(cluster, kubectl):
                 assert seen.next() == ["10.0.0.2:8080"]
         finally:
             process.terminate()
+
+
+RBAC = "rbac.authorization.k8s.io", "v1"
+
+
+@pytest.fixture
+def page(cluster, kubectl, tmp_path):
+    """What docs/kubernetes.md lets kubectl create."""
+    for number, text in enumerate(blocks_of("docs/kubernetes.md", "yaml")):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(text)
+        kubectl(f"create --validate=false -f {path}")
+    return cluster
+
+
+@needs_kubectl
+def test_role_of_the_page(page, orders):
+    """The Role of docs/kubernetes.md permits exactly what a source asks for, and is bound to the
+    service account of the client."""
+    (rule,) = page.get("discover", resource=(*RBAC, "roles"))["rules"]
+    assert rule["apiGroups"] == [SLICES[0]]
+    page.put(a_slice("a", ["10.0.0.1"]))
+    page.allowed = {(verb, one) for verb in rule["verbs"] for one in rule["resources"]}
+    page.asked.clear()
+    with Seen(orders) as seen:
+        assert seen.next() == ["10.0.0.1:8080"]
+        page.wait_until_watched()
+    assert {(one.verb, one.resource) for one in page.asked} == page.allowed
+    assert {(one.group, one.namespace) for one in page.asked} == {(SLICES[0], "shop")}
+    binding = page.get("checkout-discovers", resource=(*RBAC, "rolebindings"))
+    assert binding["roleRef"] == {"apiGroup": RBAC[0], "kind": "Role", "name": "discover"}
+    (subject,) = binding["subjects"]
+    account = page.get(subject["name"], resource=("", "v1", "serviceaccounts"))
+    assert account["metadata"]["namespace"] == subject["namespace"]
+
+
+@needs_kubectl
+def test_deployment_of_the_page(page):
+    """The Deployment of docs/kubernetes.md goes on for longer than a change may take, and has the
+    port that the client names."""
+    pod = page.get("orders", resource=("apps", "v1", "deployments"))["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    command, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert 1 <= int(seconds) < pod["terminationGracePeriodSeconds"]
+    port = blocks_of("docs/kubernetes.md", "python")[0].partition("k8s://orders.shop:")[2]
+    assert port.startswith(f'{container["ports"][0]["name"]}"')
+
+
+def test_arguments_of_the_page():
+    """docs/kubernetes.md has a row for each argument of `Kubernetes`."""
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert rows[:6] == list(inspect.signature(Kubernetes).parameters)
 
 
 INGRESS = {
