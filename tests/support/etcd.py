@@ -69,8 +69,8 @@ class Etcd:
     ) -> None:
         client, peer = ports or _free_ports(2)
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{client}"
-        self._verify = ssl.create_default_context(cafile=tls.authority) if tls else False
-        self._headers: dict[str, str] = {}
+        verify = ssl.create_default_context(cafile=tls.authority) if tls else False
+        self._client = httpx.Client(base_url=self.url, verify=verify, timeout=10)
         self._log = directory / f"{name}.log"
         self._data = directory / name
         of_peer = f"http://127.0.0.1:{peer}"
@@ -99,12 +99,13 @@ class Etcd:
         try:
             self.wait_until_ready()
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._client.close()
 
     def start(self) -> None:
         """Start the process, with the data that it has."""
@@ -134,7 +135,7 @@ class Etcd:
         while True:
             assert self.process.poll() is None, self._log.read_text()
             try:
-                if httpx.get(f"{self.url}/health", verify=self._verify).json()["health"] == "true":
+                if self._client.get("/health").json()["health"] == "true":
                     return
             except httpx.TransportError:
                 pass
@@ -143,13 +144,7 @@ class Etcd:
 
     def call(self, path: str, **document: object) -> dict[str, Any]:
         """Send a request to the gateway, as the administrator."""
-        response = httpx.post(
-            f"{self.url}/v3/{path}",
-            json=document,
-            headers=self._headers,
-            verify=self._verify,
-            timeout=10,
-        )
+        response = self._client.post(f"/v3/{path}", json=document)
         assert response.status_code == 200, response.text
         return json.loads(response.text.splitlines()[0])
 
@@ -210,9 +205,9 @@ class Etcd:
 
     def log_in(self) -> None:
         """Get a token for the administrator."""
-        self._headers = {}
+        self._client.headers.pop("authorization", None)
         token = self.call("auth/authenticate", name="root", password="root-pw")["token"]
-        self._headers = {"authorization": token}
+        self._client.headers["authorization"] = token
 
 
 def leases(member: Etcd, prefix: str) -> list[int]:
@@ -245,7 +240,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         for member in self.members:
-            member.kill()
+            member.__exit__()
 
     @property
     def urls(self) -> list[str]:
