@@ -337,9 +337,7 @@ class Watching:
             pass
 
     def alive(self) -> None:
-        """Wait for a sign of life that comes after this call."""
-        while self.signs_of_life.acquire(blocking=False):
-            pass
+        """Wait for the next sign of life. The first one says that the watch has begun."""
         assert self.signs_of_life.acquire(timeout=LIMIT)
 
     def failure(self) -> str:

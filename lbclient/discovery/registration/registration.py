@@ -167,34 +167,40 @@ class _Stay(NamedTuple):
 
 
 class Registration:
-    """Registers one instance of a service in DNS, or in another registry, while a block runs.
+    """Registers one instance of a service while a block runs: in DNS, Consul or etcd.
 
         with lbclient.Registration(service, instance, server="10.0.0.2", key=Path("reg.key")):
             serve()
 
-    A registration adds an SRV record (RFC 2782), and address records if needed, with a dynamic
-    update (RFC 2136) that is signed with TSIG (RFC 8945). It adds these records again about every
-    `ttl` seconds in the background. At the end of the block, and on SIGTERM, it removes exactly the
-    records that it has added. Records that a killed process has left are replaced when the process
-    starts again. `async with` does the same without blocking the event loop, on asyncio and trio. A
+        with lbclient.Registration("orders", instance, via=lbclient.Etcd("/services/orders/")):
+            serve()
+
+    In DNS, a registration adds an SRV record (RFC 2782), and address records if needed, with a
+    dynamic update (RFC 2136) that is signed with TSIG (RFC 8945). It adds these records again about
+    every `ttl` seconds in the background. Records that a killed process has left are replaced when
+    the process starts again. In Consul, it registers a service with a TTL check, and in etcd a key
+    with a lease. Both expire `ttl` seconds after the last sign of life, of which there are three in
+    this time. At the end of the block, and on SIGTERM, a registration removes exactly what it has
+    added. `async with` does the same without blocking the event loop, on asyncio and trio. A
     registration may be entered again after it was left.
 
-    - `service`: as a client names it, `"http+srv://orders.example.com"`, or the name of the SRV
-      records, `"_orders._tcp.example.com"`.
-    - `instance`: if its `host` is a name, this name is the target of the record, and its
+    - `service`: in DNS, as a client names it, `"http+srv://orders.example.com"`, or the name of the
+      SRV records, `"_orders._tcp.example.com"`. With `via`, any name, for logs.
+    - `instance`: in DNS, if its `host` is a name, this name is the target of the record, and its
       `addresses`, if any, become address records of the name. If its `host` is an address, a name
       is generated within the domain of the service.
     - `server`: the address of the zone's primary server, with or without a port.
-    - `via`: the registry, instead of `server`, if it is not DNS. `service` may then be any name,
-      for logs. `key` and `zone` are for DNS alone.
+    - `via`: instead of `server`, `lbclient.Consul(...)` or `lbclient.Etcd(...)`, whose name or
+      prefix is used. `key` and `zone` are for DNS alone.
     - `key`: `"[algorithm:]name:secret"` as for `nsupdate -y`, or the path of a key file from
       `tsig-keygen`. None: updates are not signed.
     - `zone`: the zone to update; None asks the server.
-    - `ttl`: the TTL of the records, in whole seconds.
+    - `ttl`: the TTL of the records, or the time after which Consul or etcd removes the instance of
+      a killed process, in whole seconds.
     - `identity`: a word that belongs to this instance alone and stays the same over restarts, even
-      if address and port change, such as the name of a StatefulSet's pod. The name of the target is
-      made from this word. All records that were registered under that name for this service are
-      replaced. Without `identity`, records with the same target and port are replaced.
+      if address and port change, such as the name of a StatefulSet's pod. What was registered with
+      the same identity is replaced. In DNS, the name of the target is made from this word, and
+      without `identity`, records with the same target and port are replaced.
     - `timeout`: seconds for one change in the registry with all its questions.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
