@@ -37,6 +37,7 @@ from lbclient._internal.validation import is_address
 from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.dns.addresses import at_once
 from lbclient.discovery.dns.client import Dns
+from lbclient.discovery.pushed import consul
 from lbclient.discovery.pushed.addresses import AddressChecker
 from lbclient.discovery.pushed.api import Reply
 from lbclient.discovery.pushed.consul import Consul, HealthAnswers, from_url
@@ -662,6 +663,17 @@ def test_agent_that_ends_during_a_query(agent, watch):
     agent.until_blocked()
     agent.stop()
     assert "connection to Consul" in str(one.next())
+
+
+def test_agent_that_falls_silent(agent, watch, monkeypatch):
+    """A query that is not answered a little after its own time ends the watch."""
+    monkeypatch.setattr(consul, "_WAIT", 1)
+    monkeypatch.setattr(consul, "_MARGIN", -0.5)  # seconds: the double answers after 1 s
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    one.hosts()
+    text = str(one.next())
+    assert re.fullmatch(rf"Consul at {agent.address} did not answer .*within 0\.[56] s", text), text
 
 
 def test_tls(watch, monkeypatch, tmp_path):
