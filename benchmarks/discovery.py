@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' doubles of registries
 
+import httpx
 from stalls import ticking
 from turns import uncollected
 
@@ -85,7 +87,29 @@ def by_watcher(many: int) -> Iterator[Feed]:
     yield Feed(pushing, pushing.replace)
 
 
-SOURCES: dict[str, Source] = {"a Watcher": by_watcher}
+@contextmanager
+def by_consul(many: int) -> Iterator[Feed]:
+    """The tests' double of an agent, in a process of its own."""
+    command = [sys.executable, "-m", "tests.support.consul", str(many)]
+    root, pipe = Path(__file__).parents[1], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root) as process:
+        agent = process.stdout.readline().strip()
+
+        def replace(number: int) -> str:
+            document = {
+                "ID": f"orders-{number % many}",
+                "Name": "orders",
+                "Address": address((1 << 20) + number),
+                "Port": 8080,
+            }
+            done = httpx.put(f"{agent}/v1/agent/service/register", json=document)
+            done.raise_for_status()
+            return f"{document['Address']}:8080"
+
+        yield Feed(lbclient.Consul("orders", agent), replace)
+
+
+SOURCES: dict[str, Source] = {"Consul": by_consul, "a Watcher": by_watcher}
 
 
 def _until_used(balancers: Sequence[lbclient.Balancer], instance: str) -> None:

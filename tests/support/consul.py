@@ -6,6 +6,9 @@ what lbclient expects.
 
 Tests change the catalog by methods (`add`, `remove`, `mark`), or by HTTP as a service does. They
 cause faults by attributes: `fault`, `leader`, `index_of`.
+
+`python -m tests.support.consul 10` is an agent with ten instances of `orders`, for benchmarks. It
+writes its address, and lasts until its input ends.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import random
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 import uuid
@@ -991,3 +995,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """The log of requests is `Agent.queries`."""
+
+
+def _main(many: int) -> None:
+    with Agent() as agent:
+        for number in range(many):
+            agent.add(
+                "orders",
+                f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}",
+                8080,
+                service_id=f"orders-{number}",
+                tags=["v2", "production"],
+                meta={"zone": f"eu-1{'abc'[number % 3]}", "version": "1.2.3"},
+                status="passing",
+            )
+        sys.stdout.write(f"{agent.address}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]))

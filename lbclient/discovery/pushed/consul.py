@@ -38,11 +38,11 @@ _SLOWER = 1 / 16
 _MARGIN = 10.0
 _FIRST = 15.0
 """Seconds for a query that does not block. Consul itself gives up after 7 s without a leader."""
-_AGAIN, _AT_ONCE = 1.0, 2
-"""After an answer without news, ask again after this number of seconds, except for this number of
-answers in a row."""
-_NEWS = 0.1
-"""After an answer with news, ask again after this number of seconds."""
+_AGAIN, _NEWS = 1.0, 0.1
+"""Seconds from one answer to the next query: after an answer without news, and with news. A query
+that blocked for longer is followed by the next one at once."""
+_AT_ONCE = 2
+"""So many answers in a row are each followed by the next query at once."""
 
 _INDEX = re.compile("[0-9]{1,20}")
 _TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
@@ -137,12 +137,11 @@ class Consul(PushedSource):
                 seconds = wait * (1 + _SLOWER) + _MARGIN
             reply = await api.get(path, params, timeout=seconds)
             index = _index(reply, index)
-            if (answer := answers.read(reply)) is not None:
-                update(answer)
-                await api.pace(_NEWS)
-            else:
+            if (answer := answers.read(reply)) is None:
                 alive()
-                await api.pace(_AGAIN, burst=_AT_ONCE)
+            else:
+                update(answer)
+            await api.pace(_AGAIN if answer is None else _NEWS, burst=_AT_ONCE)
 
     def _params(self) -> dict[str, str]:
         given = {"tag": self.tag, "dc": self.dc, "near": self.near}
