@@ -422,6 +422,21 @@ with lbclient.Balancer(via) as balancer:
 
 # What etcd may send
 
+DOCUMENTS = 100_000
+SECRET = "S3CRET-IN-A-VALUE"
+ODD = [
+    *[None, True, 0, -1, 1.5, 10**30, "", "0", "x", "9" * 30, "\ud800", "10.0.0.1:80", "*", "Cg=="],
+    *[[], {}, [None], {"key": "x"}, [{}], {"header": 5}, "\u0000", "é" * 400, [[[[]]]]],
+]
+PLACE = {"host": "10.0.0.1", "port": 80}
+VALUES = [
+    *["10.0.0.1:80", "[::1]:80", "169.254.169.254:80", "x", "", f"shop:{SECRET}@10.0.0.1:80"],
+    *["{}", "[]", '{"Addr": "10.0.0.1:99999"}'],
+    json.dumps({**PLACE, "headers": {"k": SECRET}}),
+    json.dumps({**PLACE, "metadata": {"k": SECRET}, "weight": -1}),
+    json.dumps({"Op": 0, "Addr": "10.0.0.1:80", "Metadata": {"k": SECRET}}),
+]
+
 
 def message(revision=5, cluster="1", **fields):
     """A message of a watch."""
@@ -450,14 +465,19 @@ def listing(*pairs, revision=5, cluster="1", **fields):
     return says(200, json.dumps({"header": header, "kvs": kvs, **fields}).encode())
 
 
+def chunk(document):
+    """A message of a watch, as it is sent."""
+    data = json.dumps(document).encode() + b"\n"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def sends(*messages, stays=True):
     """A watch with these messages, which then stays open, or ends."""
 
     def behave(connection, _):
         connection.send(head(200, {"Transfer-Encoding": "chunked"}))
         for one in messages:
-            data = json.dumps(one).encode() + b"\n"
-            connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+            connection.send(chunk(one))
         if stays:
             connection.server.stopping.wait(LIMIT)
         else:
@@ -495,6 +515,25 @@ def test_watch_begins_after_the_list(servers):
     ]
     assert starts == ["6", "7"]
     assert {one.headers["grpc-metadata-hasleader"] for one in server.requests} == {"true"}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([None, *VALUES]))))
+def test_keys_that_change(changes):
+    """After any changes, the answer is what a new list of the same keys would give."""
+    keys, values = Keys(), {}
+    for key, value in changes:
+        if value is None:
+            values.pop(key, None)
+        else:
+            values[key] = value
+        keys.apply(message_of(message(events=[event(key, value)])))
+    new = Keys()
+    for key, value in values.items():
+        new.put(key.encode(), value.encode())
+    assert set(keys.answer().instances) == set(new.answer().instances)
+    assert len(keys.answer().instances) == len(set(keys.answer().instances))
+    assert set(keys.answer().refused) == set(new.answer().refused)
+    assert keys.answer().ttl is None
 
 
 def test_progress_moves_the_watch_on(servers):
@@ -604,22 +643,6 @@ def test_all_members_fail(servers, dead_port):
     assert failing.url in failure
     assert str(dead_port) in failure
     assert failing.hits == 1
-
-
-DOCUMENTS = 100_000
-SECRET = "S3CRET-IN-A-VALUE"
-ODD = [
-    *[None, True, 0, -1, 1.5, 10**30, "", "0", "x", "9" * 30, "\ud800", "10.0.0.1:80", "*", "Cg=="],
-    *[[], {}, [None], {"key": "x"}, [{}], {"header": 5}, "\u0000", "é" * 400, [[[[]]]]],
-]
-PLACE = {"host": "10.0.0.1", "port": 80}
-VALUES = [
-    *["10.0.0.1:80", "[::1]:80", "169.254.169.254:80", "x", "", f"shop:{SECRET}@10.0.0.1:80"],
-    *["{}", "[]", '{"Addr": "10.0.0.1:99999"}'],
-    json.dumps({**PLACE, "headers": {"k": SECRET}}),
-    json.dumps({**PLACE, "metadata": {"k": SECRET}, "weight": -1}),
-    json.dumps({"Op": 0, "Addr": "10.0.0.1:80", "Metadata": {"k": SECRET}}),
-]
 
 
 def mutated(dice, node):

@@ -259,8 +259,8 @@ def test_member_without_a_leader(members):
             one.go_on()
     assert "no leader" in failure
     assert used.url.rpartition(":")[2] not in failure  # the tunnels' ports are named
+    put(others[0], f"{PREFIX}b", "10.0.0.2:80")
     with Watching(members.source) as watching:
-        put(others[0], f"{PREFIX}b", "10.0.0.2:80")
         watching.until("10.0.0.2:80")
 
 

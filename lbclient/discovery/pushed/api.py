@@ -322,11 +322,6 @@ class LineStream(AsyncIterator[bytes]):
         if self._response is not None:
             await self._api.release(self._response)
 
-    @property
-    def buffered(self) -> bool:
-        """True if the next line is here already."""
-        return bool(self._lines)
-
     def __aiter__(self) -> Self:
         return self
 

@@ -21,6 +21,7 @@ import base64
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -39,7 +40,7 @@ from lbclient.discovery.entries import (
 )
 from lbclient.discovery.pushed.api import LineStream, RegistryApi, StatusError, registry_url
 from lbclient.discovery.pushed.source import Alive, PushedSource, Update
-from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord, answer_of_distinct
 from lbclient.errors import DiscoveryError
 
 __all__ = [
@@ -186,7 +187,7 @@ class Etcd(PushedSource):
                     cluster.confirm()
                     created = True
                     keys.apply(message)
-                    if keys.changed and not messages.buffered:  # more changes are here already
+                    if keys.changed:
                         update(keys.answer())
                     alive()
             raise cluster.ended("")
@@ -353,22 +354,36 @@ class Keys:
         self.changed = False
         """True if a key has changed since the last answer."""
         self._values: dict[bytes, bytes] = {}
-        self._entries: dict[bytes, Instance | RejectedRecord] = {}
+        self._instances: dict[bytes, Instance] = {}
+        self._refused: dict[bytes, RejectedRecord] = {}
+        self._multiplicities: Counter[Instance] = Counter()
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value of a key."""
-        if self._values.get(key) != value:
-            if len(self._values) >= _MOST_KEYS:
-                raise DiscoveryError(f"etcd has more than {_MOST_KEYS} keys with the prefix")
-            self._values[key] = value
-            self._entries[key] = entry_of(key, value)
-            self.changed = True
+        if self._values.get(key) == value:
+            return
+        self.remove(key)
+        if len(self._values) >= _MOST_KEYS:
+            raise DiscoveryError(f"etcd has more than {_MOST_KEYS} keys with the prefix")
+        entry = entry_of(key, value)
+        self._values[key] = value
+        self.changed = True
+        if isinstance(entry, Instance):
+            self._instances[key] = entry
+            self._multiplicities[entry] += 1
+        else:
+            self._refused[key] = entry
 
     def remove(self, key: bytes) -> None:
         """Remove a key."""
-        if self._values.pop(key, None) is not None:
-            del self._entries[key]
-            self.changed = True
+        if self._values.pop(key, None) is None:
+            return
+        self.changed = True
+        self._refused.pop(key, None)
+        if (instance := self._instances.pop(key, None)) is not None:
+            self._multiplicities[instance] -= 1
+            if not self._multiplicities[instance]:
+                del self._multiplicities[instance]
 
     def continued_by(self, created: Message) -> bool:
         """True if a new watch goes on where the last one has ended. Otherwise the store was
@@ -391,10 +406,17 @@ class Keys:
             self.revision = max(self.revision, message.revision)
 
     def answer(self) -> Answer:
-        """Return all instances."""
+        """Return all instances.
+
+        A storm of changes asks for thousands of answers, of which few are used. So the constructor
+        looks for duplicates only if there are any.
+        """
         self.changed = False
-        instances, refused = sorted_out(self._entries.values())
-        return Answer(instances, None, refused)
+        instances = self._instances.values()
+        refused = sorted_out(self._refused.values())[1]
+        if len(self._multiplicities) < len(self._instances):
+            return Answer(instances, None, refused)
+        return answer_of_distinct(instances, refused)
 
 
 def page_of(document: object) -> Page:
