@@ -25,6 +25,7 @@ from stalls import ticking
 from turns import uncollected
 
 import lbclient
+from tests.support import kubernetes
 
 FEW, MANY, CLIENTS = 10, 10_000, 100
 RATE = 200
@@ -109,7 +110,36 @@ def by_consul(many: int) -> Iterator[Feed]:
         yield Feed(lbclient.Consul("orders", agent), replace)
 
 
-SOURCES: dict[str, Source] = {"Consul": by_consul, "a Watcher": by_watcher}
+@contextmanager
+def by_kubernetes(many: int) -> Iterator[Feed]:
+    """The tests' double of an API server, in a process of its own, with slices of 100."""
+    command = [sys.executable, "-m", "tests.support.kubernetes", str(many)]
+    root, pipe = Path(__file__).parents[1], subprocess.PIPE
+    slices = kubernetes.many_slices(many)
+    with (
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root) as process,
+        httpx.Client() as client,
+    ):
+        server = process.stdout.readline().strip()
+
+        def replace(number: int) -> str:
+            document = slices[number % len(slices)]
+            new = address((1 << 20) + number)
+            endpoints = document["endpoints"]
+            endpoints[number % len(endpoints)] = kubernetes.endpoint(new, pod=f"orders-{new}")
+            path = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices"
+            url = f"{server}{path}/{document['metadata']['name']}"
+            client.put(url, json=document).raise_for_status()
+            return f"{new}:8080"
+
+        yield Feed(lbclient.Kubernetes("orders", namespace="shop", server=server), replace)
+
+
+SOURCES: dict[str, Source] = {
+    "Kubernetes": by_kubernetes,
+    "Consul": by_consul,
+    "a Watcher": by_watcher,
+}
 
 
 def _until_used(balancers: Sequence[lbclient.Balancer], instance: str) -> None:

@@ -15,6 +15,7 @@ import json
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -608,3 +609,26 @@ def _group(name, version):
         "versions": [both],
         "preferredVersion": both,
     }
+
+
+def many_slices(many, size=100):
+    """Slices with so many endpoints together."""
+    addresses = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(many)]
+    return [
+        a_slice(
+            f"orders-{start // size}",
+            [
+                endpoint(one, pod=f"orders-{one}", zone="eu-1a", node=f"node-{start}", ready=True)
+                for one in addresses[start : start + size]
+            ],
+        )
+        for start in range(0, many, size)
+    ]
+
+
+if __name__ == "__main__":
+    with ApiServer() as cluster:
+        for one in many_slices(int(sys.argv[1])):
+            cluster.put(one)
+        print(cluster.url, flush=True)  # noqa: T201  # the program that has started this reads it
+        sys.stdin.read()
