@@ -10,6 +10,7 @@ import logging
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from turns import uncollected
 
 import lbclient
 from tests.support import kubernetes
+from tests.support.etcd import Etcd
 
 FEW, MANY, CLIENTS = 10, 10_000, 100
 RATE = 200
@@ -135,9 +137,24 @@ def by_kubernetes(many: int) -> Iterator[Feed]:
         yield Feed(lbclient.Kubernetes("orders", namespace="shop", server=server), replace)
 
 
+@contextmanager
+def by_etcd(many: int) -> Iterator[Feed]:
+    """One member of etcd itself."""
+    with tempfile.TemporaryDirectory() as directory, Etcd(Path(directory)) as member:
+        member.fill("/orders/", many)
+
+        def replace(number: int) -> str:
+            instance = f"{address((1 << 20) + number)}:8080"
+            member.put(f"/orders/{number % many:05}", instance)
+            return instance
+
+        yield Feed(lbclient.Etcd("/orders/", member.url), replace)
+
+
 SOURCES: dict[str, Source] = {
     "Kubernetes": by_kubernetes,
     "Consul": by_consul,
+    "etcd": by_etcd,
     "a Watcher": by_watcher,
 }
 
