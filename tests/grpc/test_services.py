@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 import lbclient.grpc
-from lbclient import Answer, FirstOf, Instance
+from lbclient import Answer, FirstOf, Instance, RetryBudget, RetryPolicy
 from tests.support.dns import Bind
 from tests.support.rpc import RpcServer, channel_of, messages
 
@@ -168,6 +168,78 @@ def test_certificates_of_clients_and_call_credentials(rpc_servers, rpcs, authori
         name="orders.test",
     )
     assert without.error(timeout=5.0).code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_an_instance_with_the_certificate_of_another(rpc_servers, rpcs, authority, tmp_path):
+    """An RPC to an instance whose certificate has another name was never sent, so it goes to
+    another instance, whatever its method, and costs no retry budget."""
+    (wrong,) = rpc_servers(tls=tls_of(tmp_path, authority, "payments.test"))
+    (right,) = rpc_servers(tls=tls_of(tmp_path, authority, "orders.test"))
+    channel = rpcs(
+        [wrong, right],
+        credentials=grpc.ssl_channel_credentials(authority.cert_pem.bytes()),
+        name="orders.test",
+        strategy="round-robin",
+        retry=RetryPolicy(attempts=2, budget=RetryBudget(ratio=0.0, reserve=0.0)),
+    )
+    assert {channel.unary(timeout=10.0).server_id for _ in range(6)} == {str(right.port)}
+    failures = {one.instance.port: one.failures for one in channel.balancer.snapshot().instances}
+    assert failures[wrong.port] > 0
+    assert failures[right.port] == 0
+    assert wrong.calls == 0
+
+
+class Tokens(grpc.AuthMetadataPlugin):
+    """Another token for each attempt."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, context, callback):  # noqa: ARG002  # gRPC's signature
+        self.given.append(f"token {len(self.given)}")
+        callback((("authorization", self.given[-1]),), None)
+
+
+@pytest.mark.parametrize("where", ["channel", "call"])
+def test_credentials_of_each_attempt(rpc_servers, rpcs, authority, tmp_path, where):
+    """The credentials of a channel, or of a call, are asked for each attempt, also for a retry on
+    another instance."""
+    servers = rpc_servers(2, tls=tls_of(tmp_path, authority, "orders.test"))
+    tokens = Tokens()
+    of_call = grpc.metadata_call_credentials(tokens)
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    options = {}
+    if where == "channel":
+        credentials = grpc.composite_channel_credentials(credentials, of_call)
+    else:
+        options["credentials"] = of_call
+    channel = rpcs(servers, credentials=credentials, name="orders.test", breaker=None)
+    for one in servers:
+        one.tell("status UNAVAILABLE busy")
+    error = channel.error("CacheableUnaryCall", timeout=10.0, **options)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    seen = [dict(one)["authorization"] for server in servers for one in server.told()["metadata"]]
+    assert len(seen) > 1
+    assert sorted(seen) == sorted(tokens.given)
+    assert all(server.calls for server in servers)
+
+
+@pytest.mark.slow
+def test_srv_records_over_tls(rpc_servers, rpcs, authority, tmp_path):
+    """With `grpcs+srv`, the instances are the records of `_grpcs._tcp`, and TLS verifies the name
+    of the service, whatever the names of the instances are."""
+    (server,) = rpc_servers(tls=tls_of(tmp_path, authority, "orders.shop.test"))
+    name = NAME.replace("_grpc.", "_grpcs.")
+    records = [f"{name} 1 IN SRV 0 1 {server.port} here.shop.test.", "here 1 IN A 127.0.0.1"]
+    with Bind(tmp_path, ZONE, name, "\n".join(records)) as dns:
+        channel = rpcs(
+            "grpcs+srv://orders.shop.test",
+            nameservers=[dns.address],
+            allow=["127.0.0.0/8"],
+            credentials=grpc.ssl_channel_credentials(authority.cert_pem.bytes()),
+        )
+        assert reached(channel, 2) == {str(server.port)}
+        assert channel.balancer.target.authority == "orders.shop.test"
 
 
 def test_a_recovered_instance_is_connected_to_at_once(rpc_servers, rpcs):
