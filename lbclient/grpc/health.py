@@ -129,6 +129,7 @@ class Health:
         try:
             state = _state_of(call.result())
         except grpc.RpcError as error:
+            self._unfollow(endpoint)
             raise CheckFailed(f"{error.code().name}: {error.details()}") from None
         finally:
             with _GATE:
@@ -153,6 +154,13 @@ class Health:
             daemon=True,
         ).start()
         if self._binding.closed:
+            call.cancel()
+
+    def _unfollow(self, endpoint: Endpoint) -> None:
+        """Follow the instance anew once it answers: the connection of `Watch` may be lost without a
+        sign, and another server may run there."""
+        if (call := self._followed.get(endpoint)) is not None:
+            self._followed[endpoint] = None
             call.cancel()
 
     def _told(self, endpoint: Endpoint, state: int) -> None:
