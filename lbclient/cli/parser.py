@@ -41,6 +41,8 @@ SERVICE is one of
   http+srv://NAME        SRV records (https+srv://, https+dns:// etc. for TLS)
   http+dns://NAME:PORT   A and AAAA records
   http+file:///PATH      a file of instances, read again every second
+  http+k8s://NAME.NAMESPACE:PORT, http+consul://NAME, http+etcd:///PREFIX/
+                         a registry that reports each change at once
   http://HOST:PORT ...   a list, which never changes
 
 The exit status is 0 if an answer was shown, 1 if there is no usable instance or

@@ -58,11 +58,13 @@ def as_arguments(text: str) -> str:
     return re.sub(r"; pass (auth|params)= instead", "", usable)
 
 
-def picture(name: str, answer: Answer) -> Iterator[str]:
-    """Yield the lines that show an answer that has just arrived, so that its age is 0 s."""
+def picture(name: str, answer: Answer, *, pushed: bool = False) -> Iterator[str]:
+    """Yield the lines that show an answer that has just arrived, so that its age is 0 s. `pushed`
+    says that the source pushes changes."""
     known = shares(answer.instances)
     tiers = sorted({instance.priority for instance in known})
     good_for = "it never changes" if answer.ttl is None else f"TTL {answer.ttl:g} s, age 0 s"
+    good_for = "watched, age 0 s" if pushed else good_for
     yield f"{name}: {count(known, 'instance')} in {count(tiers, 'tier')}, {good_for}"
     for place, priority in enumerate(tiers):
         when = "serves first" if place == 0 else "serves while no better tier can"

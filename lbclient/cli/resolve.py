@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import random
 import select
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import lbclient
@@ -20,13 +22,16 @@ from lbclient.cli.report import as_arguments, as_options, changes, count, pictur
 from lbclient.discovery.dns.service import DnsService
 from lbclient.discovery.registry import Target
 from lbclient.discovery.resolver import Resolver, text_of
-from lbclient.discovery.subscription import ServiceSubscription
+from lbclient.discovery.subscription import CEILING, ServiceSubscription
+from lbclient.discovery.watched import WatchedResolver
 from lbclient.endpoint.instance import Answer
 from lbclient.errors import ServiceAbsent
 
 __all__ = ["Reporter", "resolve"]
 
 _NOBODY = Answer(())
+_LOOK = 0.1
+"""Seconds between looks for updates of a watch, which come on other threads."""
 
 
 def resolve(arguments: argparse.Namespace) -> int:
@@ -42,7 +47,7 @@ def resolve(arguments: argparse.Namespace) -> int:
     with contextlib.closing(balancer):
         if not arguments.watch:
             return _once(balancer.target)
-        _watch(balancer.target.name, balancer.target.resolver)
+        _watch(balancer.target)
     return 0
 
 
@@ -59,9 +64,11 @@ def _balancer(arguments: argparse.Namespace) -> lbclient.Balancer:
 
 
 def _once(target: Target) -> int:
+    for one in target.watched:
+        one.notify = None  # otherwise the balancer would log the outcome, too
     answer = target.resolver.resolve()
-    print("\n".join(picture(target.name, answer)))
-    if isinstance(target.resolver, DnsService) and not target.resolver.source.complete:
+    print("\n".join(picture(target.name, answer, pushed=bool(target.watched))))
+    if not _is_complete(target.resolver):
         late = "DNS has not answered all questions yet; --watch shows what comes later"
         print(f"lbclient resolve: {late}", file=sys.stderr)
     if not answer.instances:
@@ -70,16 +77,23 @@ def _once(target: Target) -> int:
     return 0
 
 
-def _watch(name: str, resolver: Resolver) -> None:
+def _is_complete(resolver: Resolver) -> bool:
+    if isinstance(resolver, DnsService):
+        return resolver.source.complete
+    return not isinstance(resolver, WatchedResolver) or resolver.complete
+
+
+def _watch(target: Target) -> None:
     """Show the service, then each change, until the user interrupts the command. Returns at once if
     the service never changes.
 
     Raises BrokenPipeError as soon as standard output is no longer read.
     """
     logging.getLogger("lbclient").addHandler(logging.NullHandler())  # printed anyway
-    rounds = Reporter(name, resolver).subscription
+    rounds = Reporter(target.name, target.resolver, watched=target.watched).subscription
+    longest = _LOOK if target.watched else math.inf
     while not rounds.stopped:
-        _rest(rounds.next_at - time.monotonic())
+        _rest(min(rounds.next_at - time.monotonic(), longest))
         if rounds.claim():
             rounds.run()
 
@@ -92,24 +106,40 @@ class Reporter:
     """
 
     def __init__(
-        self, name: str, resolver: Resolver, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        resolver: Resolver,
+        clock: Callable[[], float] = time.monotonic,
+        watched: Sequence[WatchedResolver] = (),
     ) -> None:
+        self._watched = watched
+        self._what = "watch" if resolver in watched else "lookup"
+        self._lock = threading.RLock()
         self.subscription: ServiceSubscription = ServiceSubscription(
             name,
             resolver,
             self,
             clock=clock,
             rng=random.Random(),  # noqa: S311  # not for secrets
-            lock=contextlib.nullcontext(),  # there is only one thread
+            lock=self._lock,
             max_stale=None,
+            watched=watched,
         )
+        for one in watched:
+            one.notify = self._poke
+            one.start()
         self._known: Answer | None = None
         self._error: Exception | None = None
         self._lines: list[str] = []
 
+    def _poke(self) -> None:
+        with self._lock:
+            self.subscription.poke()
+
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Report the changes since the previous answer, with the age of that answer."""
-        return partial(self._succeeded, answer, self._age(", age was"))
+        """Report the changes, with the age of the previous answer of a lookup."""
+        age = self._age(", age was") if self._what == "lookup" else ""
+        return partial(self._succeeded, answer, age)
 
     def on_absent(self) -> None:
         """Report that the service was declared absent."""
@@ -123,7 +153,7 @@ class Reporter:
             raise error.__cause__  # the subscription would only end this lookup
         if self._error is None or text_of(error) != text_of(self._error):
             what = self._absent() if isinstance(error, ServiceAbsent) else self._failed()
-            self._say(f"{what}, next try in {self._wait()}: {as_options(text_of(error))}")
+            self._say(f"{what}{self._next(', next try')}: {as_options(text_of(error))}")
         self._error = error
 
     def publish(self) -> None:
@@ -137,13 +167,13 @@ class Reporter:
         before, self._known = self._known, answer
         error, self._error = self._error, None
         if before is None:
-            self._lines += picture(self.subscription.service, answer)
+            self._lines += picture(self.subscription.service, answer, pushed=bool(self._watched))
             self._begin()
             return
         if isinstance(error, ServiceAbsent):
             self._say("offered again")
         elif error is not None:
-            self._say(f"lookup works again{age}")
+            self._say(f"{self._what} works again{age}")
         for line in changes(before, answer):
             self._say(line)
 
@@ -152,7 +182,7 @@ class Reporter:
         if self.subscription.stopped:
             self._say("nothing to watch: this never changes")
         else:
-            self._say(f"watching, next lookup in {self._wait()}")
+            self._say(f"watching{self._next(', next lookup')}")
 
     def _absent(self) -> str:
         dropped = f", {count(self._known.instances, 'instance')} dropped" if self._known else ""
@@ -160,16 +190,19 @@ class Reporter:
 
     def _failed(self) -> str:
         if not self._known or not self._known.instances:
-            return "lookup failed, no instance is known"
+            return f"{self._what} failed, no instance is known"
         instances = count(self._known.instances, "instance")
-        return f"lookup failed, {instances} still in use{self._age(', age')}"
+        return f"{self._what} failed, {instances} still in use{self._age(', age')}"
 
     def _age(self, words: str) -> str:
         age = self.subscription.age(self.subscription.clock())
         return "" if age is None else f"{words} {age:.0f} s"
 
-    def _wait(self) -> str:
-        return f"{self.subscription.next_at - self.subscription.clock():.0f} s"
+    def _next(self, words: str) -> str:
+        """Say when the next lookup, or the next watch, begins. A watch that runs needs neither."""
+        at = min(self.subscription.next_at, *(one.next_at for one in self._watched), math.inf)
+        seconds = at - self.subscription.clock()
+        return f"{words} in {seconds:.0f} s" if seconds <= CEILING * 2 else ""
 
     def _say(self, text: str) -> None:
         self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")

@@ -270,8 +270,7 @@ def _watched(
     host = None
     if not isinstance(watcher, ThreadWatcher):
         dns, address_filter, clock, _, start, *_ = sources
-        checker = AddressChecker(dns, address_filter, clock, start, resolver.tell)
-        resolver.refine = checker.check
+        resolver.checker = AddressChecker(dns, address_filter, clock, start, resolver.tell)
         with contextlib.suppress(ValueError):
             host = validation.host("name", watcher.name)
     return ParsedService(resolver, watcher.name, scheme, path, host, watched=(resolver,))

@@ -27,6 +27,7 @@ from typing import TypeAlias
 
 from lbclient._internal import fork
 from lbclient._internal.fork import Lazy
+from lbclient.discovery.pushed.addresses import AddressChecker
 from lbclient.discovery.resolver import Watcher
 from lbclient.discovery.scheduler import THREAD_SCHEDULER, Backoff, Scheduler
 from lbclient.endpoint.instance import Answer
@@ -175,8 +176,8 @@ class WatchedResolver:
         """The time at which the watch last confirmed the answer in use."""
         self.notify: Callable[[], None] | None = None
         """Called, on any thread, when there is a new outcome."""
-        self.refine: Callable[[Answer], Answer] | None = None
-        """Applied to each answer, in `resolve`."""
+        self.checker: AddressChecker | None = None
+        """Checks each answer, in `resolve`. None for a watcher of the user, who is trusted."""
         self._watcher = watcher
         self._scheduler = scheduler
         self._backoff = Backoff(rng)
@@ -209,6 +210,11 @@ class WatchedResolver:
         """True while calls should wait for an outcome: the watch has begun, or will begin at the
         first call, and has not sent an answer yet."""
         return not self._answered
+
+    @property
+    def complete(self) -> bool:
+        """False if more instances of the last answer are expected soon."""
+        return self.checker is None or not self.checker.under_way
 
     @property
     def failed(self) -> bool:
@@ -270,7 +276,7 @@ class WatchedResolver:
             raise outcome.with_traceback(self._traceback)
         if outcome is None:
             raise DiscoveryError(f"{self.name} has not answered within {_FIRST_ANSWER:g} s")
-        return outcome if self.refine is None else self.refine(outcome)
+        return outcome if self.checker is None else self.checker.check(outcome)
 
     def close(self) -> None:
         """Stop the watch for ever, without waiting for it."""

@@ -15,6 +15,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -26,7 +29,10 @@ from lbclient.cli.demo.director import Director, Kill
 from lbclient.cli.demo.stage import CAST, Child, ChildFailed
 from lbclient.cli.report import as_arguments, changes, shares
 from lbclient.cli.resolve import Reporter
+from lbclient.discovery.registry import URL_SOURCES, UrlSource, pushed
+from lbclient.errors import DiscoveryError
 from tests.support.dns import Bind, Liar, silence
+from tests.support.watchers import Scripted
 
 MAIN = "import sys; from lbclient.cli import main; sys.exit(main())"
 SHORT = """
@@ -683,3 +689,71 @@ def test_words_of_the_command_line(capsys, argv, status, shown):
     out, err = capsys.readouterr()
     assert ended.value.code == status
     assert shown in (err if status else out)
+
+
+# Watched services
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """The URL `http+mine://NAME` of a registry whose watch the test controls."""
+    scripted = Scripted(lambda update, _, __: update(answer(instance("10.0.0.1"))), "orders")
+    module = types.SimpleNamespace(from_url=lambda _url, _query: scripted)
+    monkeypatch.setitem(sys.modules, "lbclient.discovery.pushed.mine", module)
+    monkeypatch.setitem(URL_SOURCES, "mine", UrlSource(pushed("mine"), "name"))
+    return scripted
+
+
+def test_resolve_of_a_watched_service(registry, capfd):
+    """A watched service is shown once with its first answer, and its watch is stopped."""
+    assert main(["resolve", "http+mine://orders"]) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("orders: 1 instance in 1 tier, watched, age 0 s\n")
+    assert err == ""
+    assert registry.stopped == 1
+
+
+def test_resolve_of_a_watch_that_fails(registry, capfd, caplog):
+    """If the watch fails before its first answer, the error is shown once, and the status is 1."""
+    registry.script = lambda _, __, ended: ended(DiscoveryError("no leader"))
+    assert main(["resolve", "http+mine://orders"]) == 1
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "lbclient: no leader\n")
+    assert not caplog.messages
+
+
+def test_watch_of_a_watched_service(registry, capfd):
+    """With `--watch` each update is shown at once; a failed watch is told with its next try, and
+    after an interrupt the watch is stopped."""
+    lines = []
+
+    def next_line():
+        """What is printed next, without its time."""
+        while not lines:
+            out, err = capfd.readouterr()
+            lines.extend((out + err).splitlines())
+            time.sleep(0.001)
+        return re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "", lines.pop(0))
+
+    def script():
+        try:
+            while next_line() != "watching":
+                pass
+            update, _, ended = registry.watches[0]
+            update(answer(instance("10.0.0.2")))
+            said = [next_line(), next_line()]
+            ended(DiscoveryError("no leader"))
+            said += [next_line(), next_line()]
+        finally:
+            signal.raise_signal(signal.SIGINT)
+        return said
+
+    with ThreadPoolExecutor(1) as pool:
+        said = pool.submit(script)
+        assert main(["resolve", "http+mine://orders", "--watch"]) == 130
+    left, joined, failed, again = said.result()
+    assert left == "left 10.0.0.1:80"
+    assert joined.startswith("joined 10.0.0.2:80: priority 0")
+    assert re.fullmatch(r"watch failed, 1 .* in use, age 0 s, next try in 1 s: no leader", failed)
+    assert again == "watch works again"
+    assert registry.stopped == 1

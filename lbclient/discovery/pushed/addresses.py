@@ -76,13 +76,14 @@ class AddressChecker:
         """The other addresses, and names."""
         self._replaced: dict[int, tuple[Instance, _Checked, Instance]] = {}
         self._results: deque[dict[_Key, _Checked]] = deque()
-        self._under_way = False
+        self.under_way: bool = False
+        """True while names are looked up."""
         self._waiting: queue.SimpleQueue[None] | None = None
         fork.track(self)
 
     def after_fork(self) -> None:
         """In a forked child: forget the lookup under way, whose thread does not exist."""
-        self._under_way, self._waiting = False, None
+        self.under_way, self._waiting = False, None
 
     def check(self, answer: Answer) -> Answer:
         """Return the instances that may be called: `answer` itself if that changes nothing."""
@@ -153,7 +154,7 @@ class AddressChecker:
     def _wait(self, seconds: float) -> None:
         waiting: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiting = waiting
-        if self._under_way:
+        if self.under_way:
             with contextlib.suppress(queue.Empty):
                 waiting.get(timeout=seconds)
         self._waiting = None
@@ -171,11 +172,11 @@ class AddressChecker:
                 self._checked[name] = _Checked((), (reason,))
             elif known is None or known.until <= now:
                 due.append(name)
-        if due and not self._under_way:
-            self._under_way = True
+        if due and not self.under_way:
+            self.under_way = True
             self._start(partial(self._ask, due, {f"{name}." for name in names}))
             self._take_results()  # if it ran on this thread
-        return self._under_way
+        return self.under_way
 
     def _ask(self, due: Collection[str], names: set[str]) -> None:
         """Look up the names that are `due`, on a thread of its own if possible."""
@@ -187,7 +188,7 @@ class AddressChecker:
             results.update(dict.fromkeys(due, failed._replace(until=self._clock() + _AGAIN)))
         finally:
             self._results.append(results)
-            self._under_way = False
+            self.under_way = False
             if (waiting := self._waiting) is not None:
                 waiting.put(None)
             self._notify()
