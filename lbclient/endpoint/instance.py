@@ -347,6 +347,8 @@ def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
             kind = validation.shown(instance)
             raise TypeError(f"instances must contain lbclient.Instance values, not {kind}")
         known = best.setdefault(instance, instance)
+        if known is instance:  # as nearly always, and an answer may have thousands of them
+            continue
         if (instance.priority, -instance.weight) < (known.priority, -known.weight):
             best[instance] = instance
     return tuple(best.values())

@@ -1115,6 +1115,63 @@ def test_three_processes(agent, processes, kind, signal):
     assert not traffic.errors
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sync", "asyncio"])
+def test_storm(agent, servers, kind):
+    """Whatever happens to the agent, its index and the instances, in any order: no call fails while
+    one instance stays, and in the end the client knows the instances that Consul knows."""
+    always, *others = servers(*[tells_port] * 4)
+    register(agent, always, service_id="always")
+    rng = random.Random(20)
+    answers = itertools.cycle([(500, "No cluster leader"), (503, ""), (403, "ACL not found"), None])
+
+    def toggle() -> None:
+        server = rng.choice(others)
+        known = [key[1] for key, one in agent.services.items() if one.port == server.port]
+        if known:
+            agent.remove(known[0])
+        else:
+            register(agent, server, passing=rng.randint(1, 9), tags=[rng.choice("ab")])
+
+    def mark() -> None:
+        known = [key[1] for key in agent.services if key[1] != "always"]
+        if known:
+            agent.mark(rng.choice(known), rng.choice(["passing", "critical", "warning"]))
+
+    def fail() -> None:
+        fault = next(answers)
+        agent.fault = lambda query: fault if "/health/" in query.path else None
+
+    def lose_leader() -> None:
+        agent.leader = not agent.leader
+        agent.touch("orders")
+
+    def spoil() -> None:
+        agent.body_of = rng.choice([lambda body: body, lambda body: body[: len(body) // 2]])
+
+    events = [toggle, mark, fail, lose_leader, spoil]
+    events += [toggle, mark, agent.rewind, lambda: agent.restart(forget=False)]
+    with lbclient.Client(
+        service := lbclient.Consul("orders", agent.address), allow=["127.0.0.0/8"]
+    ) as client:
+        client.get("/")
+        with Traffic(kind, service) as traffic:
+            traffic.until({always.port})
+            for _ in range(150):
+                rng.choice(events)()
+                time.sleep(rng.choice((0, 0.01, 0.1)))
+            agent.leader, agent.fault, agent.body_of = True, lambda _: None, lambda body: body
+            register(agent, always, service_id="last", dc="dc1")
+            wanted = {one.port for one in agent.services.values() if one.status == "passing"}
+            end = time.monotonic() + 45
+            while {one.instance.port for one in client.balancer.snapshot().instances} != wanted:
+                assert time.monotonic() < end
+                client.get("/")
+                time.sleep(0.05)  # a state, of which nothing tells
+            traffic.more()
+        assert not traffic.errors
+
+
 # docs/consul.md
 
 PAGE = Path(__file__).parents[2] / "docs" / "consul.md"

@@ -267,7 +267,8 @@ class HealthAnswers:
         return self._answer(reply) if changed else None
 
     def _answer(self, reply: Reply) -> Answer:
-        instances, refused = sorted_out(one for one in self._entries if one is not None)
+        instances = [one for one in self._entries if isinstance(one, Instance)]
+        _, refused = sorted_out(one for one in self._entries if isinstance(one, RejectedRecord))
         if self._filtered:
             if not self._entries:
                 raise DiscoveryError(
