@@ -218,6 +218,26 @@ def test_no_news():
     assert answers.read(reply([entry(1, "passing", Tags=["v3"])])) is not None
 
 
+def test_unchanged_entries_keep_their_objects():
+    """Entries that have not changed are not parsed again, but at most the next one: an update of
+    thousands of instances compares objects only."""
+    answers = HealthAnswers(passing=True)
+    entries = [entry(number, "passing") for number in range(300)]
+    before = {id(one) for one in answers.read(reply(entries)).instances}
+    for change in (
+        lambda: entries.__setitem__(150, entry(150, "passing", Tags=["v3"])),
+        lambda: entries.pop(20),
+        lambda: entries.insert(10, entry(500, "passing")),
+        lambda: entries.append(entry(501, "passing")),
+        lambda: entries.pop(0),
+    ):
+        change()
+        found = answers.read(reply(entries))
+        assert len(found.instances) == len(entries)
+        assert len({id(one) for one in found.instances} - before) <= 2
+        before = {id(one) for one in found.instances}
+
+
 numbers = st.integers(0, 5)
 documents = st.lists(
     st.builds(
@@ -1170,6 +1190,31 @@ def test_storm(agent, servers, kind):
                 time.sleep(0.05)  # a state, of which nothing tells
             traffic.more()
         assert not traffic.errors
+
+
+@pytest.mark.slow
+def test_command_line(agent):
+    """`lbclient resolve --watch` shows the instances, what is refused, and each change."""
+    agent.add("orders", "10.0.0.1", 80, tags=["v2"])
+    agent.add("orders", "169.254.169.254", 81, tags=["v2"])
+    command = [
+        sys.executable,
+        "-m",
+        "lbclient",
+        "resolve",
+        "--watch",
+        "http+consul://orders?tag=v2",
+    ]
+    environ = {**os.environ, "CONSUL_HTTP_ADDR": agent.address}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        lines = iter(process.stdout.readline, "")
+        assert any("10.0.0.1:80" in line for line in lines)
+        assert any("cloud metadata" in line for line in lines)
+        agent.add("orders", "10.0.0.2", 82, tags=["v2"])
+        assert any("10.0.0.2:82" in line for line in lines)
+        agent.stop()
+        assert any("Consul at " in line for line in lines)
+        process.send_signal(signal.SIGINT)
 
 
 # docs/consul.md
