@@ -21,10 +21,13 @@ from lbclient.grpc import bases
 from lbclient.grpc.classifier import Answered, Code, is_of_the_caller
 from lbclient.grpc.errors import CANCELLED, BalancingError
 from lbclient.grpc.replay import Replay
-from lbclient.grpc.rpc import BaseCall, BaseRpc, with_trace
+from lbclient.grpc.rpc import BaseCall, BaseMultiCallable, BaseRpc, with_trace
 from lbclient.grpc.subchannels import SubChannel
 
 __all__ = ["Rpc", "RpcCall", "StreamCall"]
+
+_waiting: set[Rpc] = set()
+"""The RPCs that wait for an instance. During a pause nothing else refers to them."""
 
 
 class Rpc(BaseRpc):
@@ -33,7 +36,11 @@ class Rpc(BaseRpc):
     _errors = BalancingError
     _rest = staticmethod(protocol.sleep_until)
 
-    def __init__(self, owner: Any, request: Any, *arguments: Any, wait_for_ready: bool) -> None:
+    requests: Replay | None
+
+    def __init__(
+        self, owner: BaseMultiCallable, request: Any, *arguments: Any, wait_for_ready: bool
+    ) -> None:
         super().__init__(owner, request, *arguments, wait_for_ready=wait_for_ready)
         if owner.streams_requests:
             self.requests = Replay(request, owner.serializer)
@@ -44,6 +51,10 @@ class Rpc(BaseRpc):
         """The timer of `attempt_timeout`. It ends when nothing refers to it."""
         self._lock = threading.RLock()
         """Held while an attempt is chosen for the caller."""
+
+    def _wait_for_instance(self) -> None:
+        _waiting.add(self)
+        super()._wait_for_instance()
 
     def _restart(self) -> None:
         (self._context or contextvars.copy_context()).run(super()._restart)
@@ -83,6 +94,7 @@ class Rpc(BaseRpc):
         return self._run is not None and self._run.finish(attempt, Answered(response, inner))
 
     def _end(self) -> None:
+        _waiting.discard(self)
         self._timer = None
         with self._lock:
             self.over = True
@@ -126,16 +138,16 @@ class Rpc(BaseRpc):
         """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         if not self._committed:
             self.wait(lambda: self.inner is not None or self.over)
-            if self._is_timed():
-                pause = protocol.Pause(self._owner.message_timeout)
-                self._timer = protocol.sleep_until(pause, partial(self._time_out, self._timed))
+            self._time_message()
         return self.inner
 
-    def _time_out(self, inner: Any) -> None:
+    def _set_timer(self, inner: Any, seconds: float) -> None:
+        late = partial(self._time_out, inner, time.monotonic() + seconds)
+        self._timer = protocol.sleep_until(protocol.Pause(seconds), late)
+
+    def _is_late(self, inner: Any) -> bool:
         with self._lock:
-            late = self._times_out(inner)
-        if late:
-            inner.cancel()
+            return super()._is_late(inner)
 
     def stands(self, inner: Any) -> bool:
         """Wait until it is known what follows this attempt. False if another attempt follows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from lbclient._internal.blocking import run_blocking
 from lbclient.grpc.aio_replay import Requests, Waiters
 from lbclient.grpc.classifier import Answered, Code
 from lbclient.grpc.errors import CANCELLED, AioBalancingError
-from lbclient.grpc.rpc import BaseRpc, is_from_server, with_trace
+from lbclient.grpc.rpc import BaseMultiCallable, BaseRpc, is_from_server, with_trace
 from lbclient.grpc.subchannels import SubChannel
 
 __all__ = ["AioRpc"]
@@ -49,7 +50,11 @@ class AioRpc(BaseRpc):
     _errors = AioBalancingError
     _rest = staticmethod(protocol.asleep_until)
 
-    def __init__(self, owner: Any, request: Any, *arguments: Any, wait_for_ready: bool) -> None:
+    requests: Requests | None
+
+    def __init__(
+        self, owner: BaseMultiCallable, request: Any, *arguments: Any, wait_for_ready: bool
+    ) -> None:
         super().__init__(owner, request, *arguments, wait_for_ready=wait_for_ready)
         if owner.streams_requests:
             self.requests = Requests(request, owner.serializer)
@@ -186,15 +191,13 @@ class AioRpc(BaseRpc):
         """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         if not self._committed:
             await self._waiters.until(lambda: self.inner is not None or self.over)
-            if self._is_timed():
-                self._stop_timer()
-                seconds = self._owner.message_timeout
-                self._timer = self._loop.call_later(seconds, self._time_out, self.inner)
+            self._time_message()
         return self.inner
 
-    def _time_out(self, inner: Any) -> None:
-        if self._times_out(inner):
-            inner.cancel()
+    def _set_timer(self, inner: Any, seconds: float) -> None:
+        self._stop_timer()
+        due = time.monotonic() + seconds
+        self._timer = self._loop.call_later(seconds, self._time_out, inner, due)
 
     async def read(self, inner: Any) -> Any:
         """Read a message from an attempt. EOF if `attempt_timeout` has ended the attempt.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import grpc
 
 from lbclient import protocol
+from lbclient._internal.deadline import STOOD_STILL
 from lbclient.errors import (
     DeadlineExceeded,
     DiscoveryError,
@@ -34,7 +35,9 @@ from lbclient.grpc.subchannels import Method, SubChannel
 
 if TYPE_CHECKING:
     from lbclient.balancer.callbacks import Alarm
+    from lbclient.grpc.aio_replay import Requests
     from lbclient.grpc.load_reports import LoadReports
+    from lbclient.grpc.replay import Replay
 
 __all__ = [
     "AGAIN",
@@ -52,11 +55,11 @@ Arguments = tuple[Any, Any, Any]
 """Metadata, credentials and compression of one RPC."""
 AGAIN = 0.1
 """Seconds after which a call with `wait_for_ready` looks for an instance again."""
+_LOOK = 0.05
+"""Seconds in which messages may arrive after the process was suspended."""
 _EARLY = 0.005
 """gRPC's timers may fire this many seconds earlier than ours."""
 
-_waiting: set[BaseRpc] = set()
-"""The RPCs in a pause of `wait_for_ready`. During the pause, nothing else refers to them."""
 _logger = logging.getLogger(__name__)
 
 
@@ -95,6 +98,7 @@ def is_from_server(
         return True
     if attempt.expiry is None or attempt.expiry.left() >= _EARLY:
         return True
+    attempt.expiry.noticed()
     mark_expired(error)
     return False
 
@@ -155,7 +159,7 @@ class BaseRpc:
 
     def __init__(
         self,
-        owner: Any,
+        owner: BaseMultiCallable,
         request: Any,
         timeout: float | None,
         arguments: Arguments,
@@ -166,7 +170,7 @@ class BaseRpc:
         self._request = request
         self._arguments = arguments
         self._wait_for_ready = wait_for_ready
-        self.requests: Any = None
+        self.requests: Replay | Requests | None = None
         """The requests of a stream. Each attempt reads them from the beginning."""
         self._call: protocol.Call[Any] | None = None
         self._run: protocol.CallbackRun[Any] | None = None
@@ -207,7 +211,7 @@ class BaseRpc:
 
     def _restart(self) -> None:
         """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
-        _waiting.discard(self)
+        self._pause = None
         if self.cancelled:
             self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
             return
@@ -237,19 +241,29 @@ class BaseRpc:
         if self.cancelled:
             inner.cancel()
 
-    def _is_timed(self) -> bool:
-        """True if the timer of `attempt_timeout` must be begun, since a reader waits for the first
-        message of an attempt. Nothing arrives while nobody reads, so the instance would be charged
-        for a slow reader."""
-        inner = self.inner
-        if self._owner.message_timeout is None or self._committed or self._timed is inner:
-            return False
-        self._timed = inner
-        return not self.over
+    def _time_message(self) -> None:
+        """Begin the timer of `attempt_timeout`, since a reader waits for a message. Nothing arrives
+        while nobody reads, so the instance would be charged for a slow reader."""
+        inner, seconds = self.inner, self._owner.message_timeout
+        if seconds is not None and not self._committed and self._timed is not inner:
+            self._timed = inner
+            if not self.over:
+                self._set_timer(inner, seconds)
 
-    def _times_out(self, inner: Any) -> bool:
-        """True if the first message of this attempt is late. Then cancel its gRPC call, and gRPC
-        reports its end."""
+    def _set_timer(self, inner: Any, seconds: float) -> None:
+        """Call `_time_out` with this attempt, and the time of this call, in `seconds`."""
+        raise NotImplementedError
+
+    def _time_out(self, inner: Any, due: float) -> None:
+        """Cancel the gRPC call of an attempt whose first message is late. gRPC reports its end."""
+        if time.monotonic() - due > STOOD_STILL:
+            # After a process was suspended, timers fire before messages arrive: check once more.
+            self._set_timer(inner, _LOOK)
+        elif self._is_late(inner):
+            inner.cancel()
+
+    def _is_late(self, inner: Any) -> bool:
+        """True if the current attempt has no message yet. Then it gets none."""
         if self._committed or self.over or self.inner is not inner:
             return False
         self._timed_out = inner
@@ -293,6 +307,9 @@ class BaseRpc:
             outcome = result()
         except LoadBalancingError as error:
             outcome = self._errors.of(error)
+        except grpc.RpcError as error:
+            # The frames may refer to the object of the caller, and gRPC's call may be the error.
+            outcome = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001  # raised to the caller
             outcome = error
         if isinstance(outcome, Answered):
@@ -319,7 +336,6 @@ class BaseRpc:
             over = DeadlineExceeded("no instance was ready in time")
             self._conclude(self._errors.of(over))
             return
-        _waiting.add(self)
         seconds = AGAIN if left is None else min(AGAIN, left)
         self._pause = pause = self._rest(protocol.Pause(seconds), self._restart)
         if self.cancelled:  # `cancel` may not have seen the pause
@@ -390,7 +406,7 @@ class BaseRpc:
 class BaseCall:
     """The object that the caller of an RPC gets."""
 
-    def __init__(self, rpc: Any) -> None:
+    def __init__(self, rpc: BaseRpc) -> None:
         self._rpc = rpc
 
     def __del__(self) -> None:
@@ -403,18 +419,15 @@ class BaseCall:
 
     def cancel(self) -> bool:
         """Cancel the RPC. Returns False if it is over."""
-        cancelled: bool = self._rpc.cancel()
-        return cancelled
+        return self._rpc.cancel()
 
     def cancelled(self) -> bool:
         """True if the RPC was cancelled."""
-        cancelled: bool = self._rpc.cancelled
-        return cancelled
+        return self._rpc.cancelled
 
     def done(self) -> bool:
         """True once the RPC is over."""
-        done: bool = self._rpc.over or self._rpc.cancelled
-        return done
+        return self._rpc.over or self._rpc.cancelled
 
     def time_remaining(self) -> Any:
         """The seconds until the deadline; None if there is no deadline."""

@@ -13,7 +13,6 @@ import pytest
 import lbclient
 import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
-from lbclient.grpc import rpc
 from tests.support.rpc import channel_of, messages, services
 
 LATE = 0.05
@@ -296,26 +295,29 @@ def test_wait_for_ready_is_cancelled(rpc_servers, rpcs):
 
 def test_a_cancellation_ends_the_wait_for_an_instance(rpc_servers, rpcs, monkeypatch):
     """An RPC that is cancelled or dropped in a pause of `wait_for_ready` ends at once."""
-    monkeypatch.setattr(rpc, "AGAIN", 600.0)
+    monkeypatch.setattr(lbclient.grpc.rpc, "AGAIN", 600.0)
     (server,) = rpc_servers()
     server.kill()
     channel = rpcs([server], retry=None)
     call = channel.begin("UnaryCall", wait_for_ready=True)
-    wait_for_pause(1)
+    wait_for_pause(call.call._rpc)
     call.cancel()
     assert call.code == "CANCELLED"
     call = channel.begin("StreamingOutputCall", outputs(1), wait_for_ready=True)
-    wait_for_pause(1)
+    rpc = call.call._rpc
+    wait_for_pause(rpc)
     del call
-    wait_for_pause(0)
+    while not rpc.over:
+        time.sleep(0.001)
+    assert rpc.final.code() is grpc.StatusCode.CANCELLED
 
 
-def wait_for_pause(number):
-    """Wait until this many RPCs are in a pause of `wait_for_ready`."""
+def wait_for_pause(rpc):
+    """Wait until an RPC is in a pause of `wait_for_ready`."""
     until = time.monotonic() + 10
-    while len(rpc._waiting) != number:
-        gc.collect()
+    while rpc._pause is None:
         assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 def test_nobody_keeps_an_rpc_that_waits(rpc_servers, rpcs):
@@ -326,8 +328,9 @@ def test_nobody_keeps_an_rpc_that_waits(rpc_servers, rpcs):
     ended = threading.Event()
     call = channel.begin("UnaryCall", wait_for_ready=True)
     call.add_callback(ended.set)
+    wait_for_pause(call.call._rpc)
     del call
-    wait_for_pause(1)
+    gc.collect()
     server.start()
     assert ended.wait(10)
 

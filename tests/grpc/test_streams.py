@@ -272,6 +272,39 @@ def test_a_reader_that_comes_late_charges_no_instance(rpc_servers, rpcs):
     assert (failures(channel), server.calls) == ({server.port: 0}, 1)
 
 
+def test_a_process_that_was_suspended(rpc_servers, rpcs):
+    """A timer that fires much too late, since the process did not run, first lets messages arrive,
+    and a deadline that gRPC notices too late charges no instance."""
+    (server,) = rpc_servers()
+    server.tell("hold")
+    policy = RetryPolicy(attempts=1, attempt_timeout=10.0)
+    channel, got = rpcs([server], retry=policy), []
+    call = channel.begin("StreamingOutputCall", outputs(2))
+    reading = threading.Thread(target=lambda: got.extend(call))
+    reading.start()
+    rpc = call.call._rpc
+    while rpc._timer is None:
+        time.sleep(0.001)
+    late = rpc.inner, time.monotonic() - 1.0
+    if channel.loop is None:
+        rpc._time_out(*late)
+    else:
+        channel.loop.loop.call_soon_threadsafe(rpc._time_out, *late)
+    server.tell("release")
+    reading.join()
+    assert (len(got), server.calls, failures(channel)) == (2, 1, {server.port: 0})
+    jump = 0.0
+    policy = RetryPolicy(attempts=1, attempt_timeout=0.2)
+    channel = rpcs([server], retry=policy, clock=lambda: time.monotonic() + jump)
+    channel.unary()
+    server.tell("hold")
+    call = channel.begin("UnaryCall")
+    jump = 60.0
+    assert call.code == "DEADLINE_EXCEEDED"
+    assert failures(channel) == {server.port: 0}
+    server.tell("release")
+
+
 def test_the_metadata_of_a_late_attempt(rpc_servers, rpcs):
     """A caller that waits for the initial metadata gets those of the attempt that stands."""
     held, live = rpc_servers(2)
@@ -303,7 +336,7 @@ def test_a_task_that_is_cancelled_while_its_attempt_expires(rpc_servers):
             task = asyncio.ensure_future(call.read())
             while call._rpc._timer is None:  # noqa: ASYNC110  # its first step begins it
                 await asyncio.sleep(0)
-            call._rpc._time_out(call._rpc.inner)
+            call._rpc._time_out(call._rpc.inner, time.monotonic())
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
