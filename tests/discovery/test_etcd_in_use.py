@@ -219,31 +219,32 @@ def _is_put(member, key, value):
         return False
 
 
+def in_use(balancer):
+    return sorted(map(str, balancer.instances()))
+
+
 def test_killed_member(members):
     """If the member in use is killed, the watch goes on with another one, and misses no change."""
     members.cluster.members[0].put(f"{PREFIX}a", "10.0.0.1:80")
-    with Watching(members.source) as watching:
-        assert watching.answer() == ["10.0.0.1:80"]
-        watching.alive()
+    with lbclient.Balancer(members.source) as balancer:
+        assert balancer.call(str) == "10.0.0.1:80"
         used, (other, _) = members.in_use()
         used.kill()
         put(other, f"{PREFIX}b", "10.0.0.2:80")
-        watching.until("10.0.0.1:80", "10.0.0.2:80")
-        used.start()
-        assert watching.ended.empty()
+        until(lambda: in_use(balancer) == ["10.0.0.1:80", "10.0.0.2:80"])
 
 
 def test_member_that_hangs(members, monkeypatch):
     """If the member in use answers nothing any more, and does not close its connections either, the
     watch goes on with another one."""
     monkeypatch.setattr(etcd_module, "_SILENCE", 0.5)
-    with Watching(members.source) as watching:
-        watching.answer()
-        watching.alive()
+    members.cluster.members[0].put(f"{PREFIX}a", "10.0.0.1:80")
+    with lbclient.Balancer(members.source) as balancer:
+        assert balancer.call(str) == "10.0.0.1:80"
         used, (other, _) = members.in_use()
         used.pause()
         put(other, f"{PREFIX}b", "10.0.0.2:80")
-        watching.until("10.0.0.2:80")
+        until(lambda: in_use(balancer) == ["10.0.0.1:80", "10.0.0.2:80"])
 
 
 def test_member_without_a_leader(members):
@@ -260,8 +261,15 @@ def test_member_without_a_leader(members):
     assert "no leader" in failure
     assert used.url.rpartition(":")[2] not in failure  # the tunnels' ports are named
     put(others[0], f"{PREFIX}b", "10.0.0.2:80")
-    with Watching(members.source) as watching:
-        watching.until("10.0.0.2:80")
+    with lbclient.Balancer(members.source) as balancer:  # leaders may change for some seconds
+        until(lambda: known(balancer) == ["10.0.0.2:80"])
+
+
+def known(balancer):
+    """What a balancer finds now."""
+    with contextlib.suppress(lbclient.DiscoveryError):
+        balancer.refresh()
+    return in_use(balancer)
 
 
 def test_calls_while_each_member_is_killed(members, servers):

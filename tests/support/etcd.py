@@ -329,7 +329,10 @@ class Watching:
 
     def answer(self) -> list[str]:
         """The instances of the next answer."""
-        return sorted(map(str, self.answers.get(timeout=LIMIT).instances))
+        try:
+            return sorted(map(str, self.answers.get(timeout=LIMIT).instances))
+        except queue.Empty:
+            raise AssertionError(self.failure()) from None
 
     def until(self, *instances: str) -> None:
         """Wait for an answer with exactly these instances."""
