@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import httpx
 import pytest
 import trustme
 from hypothesis import given
@@ -33,6 +34,7 @@ from hypothesis import strategies as st
 
 import lbclient
 from lbclient import Instance
+from lbclient._internal.blocking import run_blocking
 from lbclient._internal.validation import is_address
 from lbclient.discovery.address_filter import AddressFilter
 from lbclient.discovery.dns.addresses import at_once
@@ -746,6 +748,125 @@ def test_token_that_is_replaced(watch, tmp_path):
         assert tokens == ["first", "first", "second"]
 
 
+# Without I/O: hours of a watch
+
+
+class Over(Exception):
+    """The end of a test."""
+
+
+class VirtualAgent:
+    """The I/O of a session, in virtual time. `answer(params)` returns the seconds that the agent
+    takes, its status, its index and its list of instances; or it raises an exception."""
+
+    def __init__(self, answer) -> None:
+        self.now = 0.0
+        self.asked: list[float] = []
+        self._answer = answer
+        self._bodies: dict[int, bytes] = {}
+
+    async def send(self, request, seconds):
+        self.asked.append(self.now)
+        takes, status, index, body = self._answer(dict(request.url.params))
+        self.now += min(takes, seconds)
+        if takes > seconds:
+            raise TimeoutError
+        response = httpx.Response(status, headers={"X-Consul-Index": str(index)})
+        self._bodies[id(response)] = encoded(body)
+        return response
+
+    async def read(self, response, _):
+        body, self._bodies[id(response)] = self._bodies[id(response)], b""
+        return body
+
+    async def release(self, response):
+        del self._bodies[id(response)]
+
+    async def sleep(self, seconds):
+        self.now += seconds
+
+    def lives(self, update=lambda _: None):
+        """Start a watch again, a second after it has failed, until the end of the test. Yields the
+        errors."""
+        source = Consul("orders", "consul.test:8500")
+        with contextlib.suppress(Over):
+            while True:
+                api = source.session()
+                api._io, api.clock, api.rng = self, lambda: self.now, random.Random(1)
+                try:
+                    run_blocking(lambda api=api: source.follow(api, update, lambda: None))
+                except DiscoveryError as error:
+                    yield str(error)
+                self.now += 1.0
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        (lambda index: (0, 200, index, [entry(1)]), None),  # at once, again and again
+        (lambda index: (0, 200, index + 1, [entry(1)]), None),
+        (lambda index: (0, 200, max(0, index - 1), [entry(1)]), None),
+        (lambda _: (0, 200, 0, [entry(1)]), None),
+        (lambda _: (0, 200, "x", []), "did not send X-Consul-Index"),
+        (lambda _: (0, 500, 1, []), "status 500"),
+        (lambda _: (0, 403, 1, []), "does not permit"),
+        (lambda _: (0, 301, 1, []), "status 301"),
+        (lambda index: (0, 200, index, {}), "did not send a list"),
+        (lambda _: (1e9, 200, 1, []), "did not answer"),
+    ],
+)
+def test_a_failing_agent_is_not_hammered(again, said):
+    """Whatever the agent answers at once, there is at most one request a second, apart from the
+    first ones, also if the watch is started again after a second."""
+
+    def answer(params):
+        if agent.now > 600:
+            raise Over
+        return again(int(params.get("index", 5)))
+
+    agent = VirtualAgent(answer)
+    errors = list(agent.lives())
+    assert bool(errors) == (said is not None)
+    assert all(said in one for one in errors)
+    assert max(sum(at <= one < at + 10 for one in agent.asked) for at in agent.asked) <= 12
+
+
+def test_a_day():
+    """During a day with changes, errors, lost leaders, silent agents and indexes that go back, each
+    silence ends within its bound, and whatever was sent last is known."""
+    dice = random.Random(5)
+    state = {"index": 10, "port": 1}
+    sent: list[int] = [0]
+    known: list[int] = [0]
+
+    def answer(params):
+        assert known[-1] == sent[-1]
+        if agent.now > 24 * 3600:
+            raise Over
+        what = dice.random()
+        if what < 0.05:
+            return 0, 500, 0, []
+        if what < 0.1:
+            return 1e9, 200, 0, []
+        if what < 0.15:
+            state["index"] = dice.randint(1, state["index"])
+        takes, index = 0.0, int(params.get("index", 0))
+        if index >= state["index"]:
+            takes = min(dice.expovariate(1 / 200), float(params["wait"][:-1]))
+            if dice.random() < 0.8:
+                state["index"] = index + 1
+                state["port"] = 1 + state["port"] % 60_000
+        sent.append(state["port"])
+        return takes, 200, state["index"], [entry(1, "passing", Port=state["port"])]
+
+    agent = VirtualAgent(answer)
+    errors = list(agent.lives(lambda found: known.append(found.instances[0].port)))
+    assert len(errors) > 10
+    assert len(set(known)) > 100
+    gaps = [later - at for at, later in itertools.pairwise(agent.asked)]
+    assert max(gaps) < 300 * 17 / 16 + 11 + 1
+
+
 # Clients
 
 
@@ -1423,6 +1544,22 @@ def test_service_that_is_gone_at_the_end(agent, caplog):
     with registration(agent):
         agent.remove(IDENTIFIER)
     assert not caplog.messages
+
+
+def test_interrupted_while_entering(agent):
+    """C4: Ctrl-C before the agent has answered: the instance does not stay registered."""
+    signals = iter([signal.SIGINT])
+
+    def hold_back(body: bytes) -> bytes:
+        for one in signals:
+            os.kill(os.getpid(), one)
+        return body
+
+    agent.body_of = hold_back
+    with pytest.raises(KeyboardInterrupt), registration(agent):
+        time.sleep(10)  # the signal may come a moment later
+    assert len(agent.asked("/v1/agent/service/register")) == 1
+    assert not agent.holding(IDENTIFIER)
 
 
 @pytest.mark.anyio
