@@ -218,8 +218,8 @@ class WatchedResolver:
 
     @property
     def failed(self) -> bool:
-        """True if the last outcome is a failure."""
-        return isinstance(self._outcome, Exception)
+        """True if the last outcome is no answer that can be used."""
+        return not isinstance(self._outcome, Answer) or not self._outcome.instances
 
     def claim(self) -> bool:
         """Return True if the round is due. Only one thread runs rounds."""
@@ -228,12 +228,10 @@ class WatchedResolver:
     def run(self) -> None:
         """Start the watch. If it runs already, give up waiting for its first answer."""
         with self._lock:
-            if self._closed:
+            if self._closed or not self.claim():  # something has happened meanwhile
                 return
             if self._life is not None:
-                late = f"{self.name} has not answered within {_FIRST_ANSWER:g} s"
-                self._note(DiscoveryError(late))
-                self.next_at = math.inf
+                self._give_up_waiting()
                 life = None
             else:
                 life = self._life = _Life(self)
@@ -311,7 +309,7 @@ class WatchedResolver:
 
     def confirm(self, life: _Life) -> None:
         """Note that the answer in use is still right, as a watch has said."""
-        if life is self._life and self._answered and isinstance(self._outcome, Answer):
+        if life is self._life and self._answered and not self.failed:
             self.heard_at = self.clock()
 
     def end(self, life: _Life, error: Exception) -> None:
@@ -326,6 +324,14 @@ class WatchedResolver:
             self.next_at = max(self._failed_at + wait, self._started_at + _APART)
         self._scheduler.schedule(self)
         self.tell()
+
+    def _give_up_waiting(self) -> None:
+        self.next_at = math.inf
+        if isinstance(self._outcome, Exception):
+            self._answered = True  # the error of the last watch says more
+        else:
+            late = f"{self.name} has not answered within {_FIRST_ANSWER:g} s"
+            self._note(DiscoveryError(late))
 
     def _note(self, outcome: Answer | Exception) -> None:
         self._answered = True

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
 import logging
+import random
 import re
+import subprocess
 import sys
 import threading
 import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +25,25 @@ from lbclient import (
     Balancer,
     DiscoveryError,
     DiscoveryFailed,
+    FirstOf,
     Instance,
     InstancesChanged,
     RejectedRecord,
     ServiceAbsent,
+    Union,
 )
+from lbclient._internal.signals import Pause
+from lbclient.core.call import NO_OPTIONS
 from lbclient.discovery.registry import URL_SOURCES, UrlSource, pushed
+from lbclient.discovery.scheduler import THREAD_SCHEDULER
+from lbclient.protocol import bind
+from lbclient.simulation.run import simulated
+from lbclient.simulation.world import World
+from tests.faults.test_green_threads import green
+from tests.support.slow import slow_rows
 from tests.support.watchers import LIMIT, Registry, Scripted, several, until
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -322,6 +339,543 @@ def test_watcher_in_the_background(balancers):
     until(lambda: ports(other) == [5])
     assert ports(one) == [3]
     assert threading.active_count() < 20
+
+
+# Time
+
+
+class Virtual:
+    """A balancer of a watched service, in a world with a clock of its own."""
+
+    def __init__(self, script, **options) -> None:
+        self.world = World()
+        self.starts: list[float] = []
+
+        def start(*functions) -> None:
+            self.starts.append(self.world.clock())
+            script(*functions)
+
+        self.source = Scripted(start)
+        self.balancer = simulated(
+            self.world, self.source, name="orders.test", rng=random.Random(1), **options
+        )
+        results = self.world.spawn(self._first_call())
+        self.world.run(self.world.clock() + 6)
+        assert results == [None]
+
+    def _first_call(self):
+        """A call that waits in virtual time until there is an outcome."""
+        with contextlib.suppress(DiscoveryError), bind(self.balancer).begin(NO_OPTIONS) as call:
+            for step in call:
+                if isinstance(step, Pause):
+                    yield step
+                else:
+                    with step:
+                        step.result = None
+
+    def run(self, seconds: float) -> None:
+        self.world.run(self.world.clock() + seconds)
+
+    @property
+    def update(self):
+        return self.source.watches[-1][0]
+
+    @property
+    def alive(self):
+        return self.source.watches[-1][1]
+
+    def fail(self) -> None:
+        self.source.watches[-1][2](DiscoveryError("gone"))
+
+    def port(self) -> int:
+        return self.balancer.call(port)
+
+
+def at(*numbers: int) -> Answer:
+    """An answer with instances that no filter refuses."""
+    return Answer([Instance("10.0.0.1", number) for number in numbers])
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds"),
+    [
+        ("refuses", 3_600),
+        ("answers and ends", 600),
+        ("is silent", 3_600),
+        *slow_rows(("refuses", 86_400), ("answers and ends", 86_400), ("is silent", 86_400)),
+    ],
+)
+def test_a_day_without_its_source(how, seconds):
+    """While the source is gone for a day, no call fails, the watch begins at most once a second and
+    at least every 35 s; within 35 s of the return the new set is in use."""
+    there = True
+
+    def script(update, _, ended):
+        if there:
+            update(at(1) if virtual is None else at(2))
+        elif how == "answers and ends":
+            update(at(1))
+        if not there and how != "is silent":
+            ended(DiscoveryError("gone"))
+
+    virtual = None
+    virtual = Virtual(script)
+    there = False
+    begun = virtual.world.clock()
+    virtual.fail()
+    while virtual.world.clock() < begun + seconds:
+        virtual.run(7)
+        assert virtual.port() == 1
+        if how == "is silent" and len(virtual.starts) > 1:
+            virtual.fail()  # the peer closes the connection in the end
+    gaps = [later - sooner for sooner, later in itertools.pairwise(virtual.starts)]
+    assert min(gaps) > 0.999
+    assert max(gaps) <= 37
+    there = True
+    virtual.run(35)
+    assert virtual.port() == 2
+    assert virtual.balancer.snapshot().error is None
+
+
+def test_back_off_of_a_watch():
+    """After failures the watch begins again after 1, 2, 4 ... 30 s, less up to a tenth, and after a
+    good answer these waits start again."""
+    virtual = Virtual(lambda _, __, ended: ended(DiscoveryError("gone")))
+    virtual.run(200)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(virtual.starts)]
+    for gap, most in zip(gaps, (1, 2, 4, 8, 16, 30, 30, 30), strict=False):
+        assert max(1, 0.9 * most) <= gap <= most
+
+
+def test_a_call_that_needs_an_answer_starts_the_watch():
+    """While no instance is known, calls make the watch begin within 5 s of its last failure."""
+    virtual = Virtual(lambda _, __, ended: ended(DiscoveryError("gone")))
+    for _ in range(300):
+        virtual.run(0.5)
+        with pytest.raises(DiscoveryError, match="gone"):
+            virtual.port()
+    gaps = [later - sooner for sooner, later in itertools.pairwise(virtual.starts)]
+    assert min(gaps) > 0.999
+    assert max(gaps) <= 5.5
+
+
+def test_silence_at_first():
+    """A first call fails after 5 s if the watch sends nothing, with the name of the service; the
+    first answer ends this, without a new watch."""
+    virtual = Virtual(lambda *_: None)
+    with pytest.raises(DiscoveryError, match=r"orders\.test has not answered within 5 s"):
+        virtual.port()
+    virtual.run(3600)
+    virtual.update(at(4))
+    virtual.run(0)
+    assert virtual.port() == 4
+    assert len(virtual.starts) == 1
+
+
+def test_age():
+    """The age counts from the last update or sign of life, and not from a useless update; a failure
+    does not change it."""
+    virtual = Virtual(lambda update, _, __: update(at(1)))
+    virtual.run(100)
+    assert virtual.balancer.snapshot().age == pytest.approx(106)
+    virtual.alive()
+    assert virtual.balancer.snapshot().age == 0
+    virtual.run(10)
+    virtual.update(Answer([]))
+    virtual.run(1)
+    virtual.alive()  # that nothing is left says nothing about the set in use
+    assert virtual.balancer.snapshot().age == pytest.approx(11)
+    virtual.update(at(2))
+    virtual.run(1)
+    assert virtual.balancer.snapshot().age == pytest.approx(1)
+
+
+def test_max_stale():
+    """With `max_stale`, a set that its watch has not confirmed for longer is not used, whether the
+    watch has failed or is silent; a sign of life, or an update, makes it usable again."""
+    virtual = Virtual(lambda update, _, __: update(at(1)), max_stale=60)
+    virtual.alive()
+    virtual.run(60)
+    assert virtual.port() == 1
+    virtual.run(1)
+    with pytest.raises(
+        DiscoveryError, match=r"61\.0 s old, .*max_stale=60 allows; its watch is si"
+    ):
+        virtual.port()
+    virtual.alive()
+    assert virtual.port() == 1
+    virtual.source.script = lambda *_: None
+    virtual.fail()
+    virtual.run(61)
+    with pytest.raises(DiscoveryError, match=r"max_stale=60 allows; last error: gone"):
+        virtual.port()
+    virtual.update(at(2))
+    virtual.run(1)
+    assert virtual.port() == 2
+
+
+def test_a_burst_of_updates():
+    """A thousand updates at once cost two rounds, and a thousand within a second cost about ten.
+    The last one is in use."""
+    events = []
+    virtual = Virtual(lambda update, _, __: update(at(1)))
+    plan = virtual.balancer._engine.pool.plan
+    virtual.balancer._engine.pool.plan = lambda *given: (events.append(1), plan(*given))[1]
+    for number in range(1000):
+        virtual.update(at(number + 1))
+    virtual.run(1)
+    assert virtual.port() == 1000
+    assert len(events) <= 2
+    events.clear()
+    for number in range(1000):
+        virtual.update(at(number + 1))
+        virtual.run(0.001)
+    virtual.run(0.2)
+    assert virtual.port() == 1000
+    assert len(events) <= 12
+
+
+def test_an_isolated_update_takes_effect_at_once():
+    """An update that follows no other within a tenth of a second is not delayed."""
+    virtual = Virtual(lambda update, _, __: update(at(1)))
+    for number in range(2, 50):
+        virtual.run(0.11)
+        virtual.update(at(number))
+        virtual.run(0)
+        assert virtual.port() == number
+
+
+def test_subset_of_a_watched_service():
+    """`max_instances` applies to each update: one instance that comes or goes changes one place."""
+    virtual = Virtual(lambda update, _, __: update(at(*range(1, 101))), max_instances=20)
+    before = set(ports(virtual.balancer))
+    assert len(before) == 20
+    gone = min(before)
+    virtual.update(at(*(set(range(1, 101)) - {gone})))
+    virtual.run(1)
+    after = set(ports(virtual.balancer))
+    assert len(after) == 20
+    assert len(before & after) == 19
+
+
+def test_refresh_of_a_watch_that_runs():
+    """`refresh` of a running watch returns at once, since its last answer is current; it raises the
+    error of the last update."""
+    scripted = Scripted(lambda update, _, __: update(at(1)))
+    with Balancer(scripted) as balancer:
+        for _ in range(3):
+            balancer.refresh()
+        assert len(scripted.watches) == 1
+        scripted.watches[0][0](Answer([]))
+        with pytest.raises(DiscoveryError, match="holds no usable instance"):
+            balancer.refresh()
+
+
+def test_refresh_starts_a_failed_watch(balancers):
+    """`refresh` does not wait for the back-off of a failed watch, and raises its next error."""
+    registry = Registry(DiscoveryError("no leader"))
+    balancer = balancers(registry)
+    with pytest.raises(DiscoveryError, match="no leader"):
+        balancer.refresh()
+    registry.answer = several(1)
+    balancer.refresh()
+    gaps = [later - sooner for sooner, later in itertools.pairwise(registry.started_at)]
+    assert min(gaps) >= 0.99
+
+
+# Several services as one
+
+
+@pytest.mark.parametrize("watched_first", [True, False])
+def test_union_with_a_watched_part(watched_first):
+    """A watched part of a Union changes the set at once, in either place; while its watch fails,
+    its last answer stays in use, and the failure is listed."""
+    scripted = Scripted(lambda update, _, __: update(at(1)))
+    other = Registry(Answer([Instance("10.0.0.9", 9)]))
+    parts = [scripted, other] if watched_first else [other, scripted]
+    with Balancer(Union(*parts), min_refresh=0.01) as balancer:
+        balancer.call(port)
+        until(lambda: ports(balancer) == [1, 9])
+        scripted.watches[0][0](at(2))
+        until(lambda: ports(balancer) == [2, 9])
+        scripted.script = lambda *_: None
+        scripted.watches[0][2](DiscoveryError("gone"))
+        other.update(Answer([Instance("10.0.0.9", 8)]))
+        until(lambda: ports(balancer) == [2, 8])
+        assert balancer.snapshot().error is None
+        balancer.refresh()
+    assert other.closed.wait(LIMIT)
+
+
+@pytest.mark.parametrize("list_first", [True, False])
+def test_first_of_with_a_watched_part(list_first):
+    """A watched service before a list serves while its watch has an answer; behind a list it does
+    not serve. A watch whose first outcome is a failure makes way at once."""
+    scripted = Scripted(lambda update, _, __: update(at(1)))
+    rest = [Instance("10.0.0.9", 9)]
+    parts = [rest, scripted] if list_first else [scripted, rest]
+    with Balancer(FirstOf(*parts, patience=0)) as balancer:
+        assert balancer.call(port) == (9 if list_first else 1)
+        if not list_first:
+            scripted.script = lambda *_: None
+            scripted.watches[0][2](DiscoveryError("gone"))
+            until(lambda: ports(balancer) == [9])
+            until(lambda: len(scripted.watches) == 2)
+            scripted.watches[1][0](at(2))
+            until(lambda: ports(balancer) == [2])
+            assert not balancer._engine.subscription.is_static
+
+
+def test_age_of_a_composite():
+    """The age of a composite counts from the last round, or from the last sign of life of all its
+    watches, whichever is later."""
+    now = [0.0]
+    scripted = [Scripted(lambda update, _, __: update(at(1)), name) for name in ("a", "b")]
+    with Balancer(Union(*scripted), clock=lambda: now[0]) as balancer:
+        balancer.call(port)
+        now[0] = 100.0
+        assert balancer.snapshot().age == 100
+        scripted[0].watches[0][1]()
+        assert balancer.snapshot().age == 100
+        scripted[1].watches[0][1]()
+        assert balancer.snapshot().age == 0
+
+
+# Threads, processes
+
+
+@pytest.mark.parametrize("many", [50, *slow_rows(1000)])
+def test_a_thousand_watched_services(many):
+    """A thousand services whose watchers run in the background take no thread each."""
+    scripted = Scripted(lambda update, _, __: update(at(1)))
+    balancers = [Balancer(scripted) for _ in range(many)]
+    for balancer in balancers:
+        assert balancer.call(port) == 1
+    until(lambda: threading.active_count() < 10)
+    most = 0
+
+    def in_use() -> bool:
+        nonlocal most
+        most = max(most, threading.active_count())
+        return all(ports(balancer) == [2] for balancer in balancers)
+
+    for update, _, _ in scripted.watches:
+        update(at(2))
+    until(in_use)
+    assert most < 40
+    for balancer in balancers:
+        balancer.close()
+    assert scripted.stopped == many
+
+
+def test_update_storm():
+    """Updates, signs of life and failures from 16 threads, while calls are made and the balancer is
+    refreshed: no call fails, and the last update is in use."""
+    scripted = Scripted(lambda update, _, __: update(at(1, 2)))
+    with Balancer(scripted, rng=random.Random(1)) as balancer:
+        balancer.call(port)
+
+        def storm(seed: int) -> None:
+            rng = random.Random(seed)
+            for _ in range(100):
+                update, alive, ended = scripted.watches[-1]
+                choice = rng.random()
+                if choice < 0.8:
+                    update(at(*rng.sample(range(1, 9), 3)))
+                elif choice < 0.9:
+                    alive()
+                elif choice < 0.95:
+                    update(Answer([]))
+                else:
+                    ended(DiscoveryError("gone"))
+                assert balancer.call(port) < 9
+
+        with ThreadPoolExecutor(16) as pool:
+            for one in [pool.submit(storm, seed) for seed in range(16)]:
+                one.result(LIMIT)
+        count = len(scripted.watches)
+        scripted.watches[-1][2](DiscoveryError("gone"))
+        until(lambda: len(scripted.watches) > count or balancer.snapshot().error is None)
+        until(lambda: scripted.watches[-1][0](at(77)) or ports(balancer) == [77])
+        assert balancer.snapshot().error is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_close_during_updates(seed):
+    """A balancer may be closed while its watch sends: nothing is raised, the watch is stopped, and
+    no thread stays."""
+    registry = Registry(several(1))
+    balancer = Balancer(registry)
+    balancer.call(port)
+    over = threading.Event()
+
+    def send() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            registry.update(several(number % 9 + 1))
+
+    with ThreadPoolExecutor(2) as pool:
+        sending = [pool.submit(send) for _ in range(2)]
+        for _ in range(seed):
+            balancer.call(port)
+        balancer.close()
+        assert registry.left.acquire(timeout=LIMIT)
+        over.set()
+        for one in sending:
+            one.result(LIMIT)
+    with pytest.raises(RuntimeError):
+        balancer.call(port)
+
+
+def test_close_of_a_watcher_may_fail_or_block(balancers, caplog):
+    """An exception of a watcher's `close`, or a `close` that blocks, is nobody's problem."""
+    blocked = threading.Event()
+
+    class Stubborn(Registry):
+        def close(self) -> None:
+            super().close()
+            blocked.wait(LIMIT)
+            raise RuntimeError("no")
+
+    registry = Stubborn(several(1))
+    balancer = balancers(registry)
+    balancer.call(port)
+    balancer.close()
+    assert registry.closed.wait(LIMIT)
+    blocked.set()
+    assert registry.left.acquire(timeout=LIMIT)
+    assert not [one for one in caplog.messages if "no" in one.split()]
+
+
+def test_no_thread_can_be_started(balancers, monkeypatch):
+    """If no thread can be started for a watch, this is a failure like others, and the watch begins
+    later."""
+    registry = Registry(several(1))
+
+    def refuse(_, __):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(THREAD_SCHEDULER, "spawn", refuse)
+        balancer = balancers(registry)
+        with pytest.raises(DiscoveryError, match="RuntimeError: can't start new thread"):
+            balancer.call(port)
+    balancer.refresh()
+    assert balancer.call(port) == 1
+
+
+PROGRAM = """
+import os, sys, threading, time
+import lbclient
+from lbclient import Answer, Balancer, Instance
+
+class Registry:
+    def __init__(self):
+        self.pids = []
+    def watch(self, update, alive):
+        self.pids.append(os.getpid())
+        self.update = update
+        update(Answer([Instance("10.0.0.1", len(self.pids))]))
+        threading.Event().wait()
+    def close(self):
+        print("closed", flush=True)
+
+registry = Registry()
+balancer = Balancer(registry)
+port = lambda one: one.port
+def child(work):
+    if (pid := os.fork()) == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def program(text: str) -> str:
+    """What a program prints; it must end by itself, without a warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-X", "faulthandler", "-c", PROGRAM + text],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_fork_before_the_first_call():
+    """A child that was forked before the first call has a watch of its own, and so has its
+    parent."""
+    shown = program(
+        """
+child(lambda: print(balancer.call(port), registry.pids == [os.getpid()], flush=True))
+print(balancer.call(port), registry.pids == [os.getpid()], flush=True)
+"""
+    )
+    assert shown.splitlines() == ["1 True", "1 True"]
+
+
+def test_fork_after_the_first_call():
+    """A child knows what its parent knew, begins a watch of its own with its first call, and
+    ignores the watch of its parent; to close the child's balancer ends no other watch."""
+    shown = program(
+        """
+balancer.call(port)
+of_parent = registry.update
+def work():
+    assert registry.pids == [os.getppid()]
+    balancer.call(port)
+    while balancer.call(port) != 2:
+        time.sleep(0.001)
+    of_parent(Answer([Instance("10.0.0.1", 99)]))
+    time.sleep(0.2)
+    print(balancer.call(port), registry.pids == [os.getppid(), os.getpid()], flush=True)
+    balancer.close()
+child(work)
+registry.update(Answer([Instance("10.0.0.1", 7)]))
+while balancer.call(port) != 7:
+    time.sleep(0.001)
+print("parent", balancer.call(port), flush=True)
+"""
+    )
+    assert [one for one in shown.splitlines() if one != "closed"] == ["2 True", "parent 7"]
+
+
+def test_fork_and_garbage():
+    """A child whose balancer is garbage collected before its first call leaves the watcher, whose
+    sockets may be its parent's, alone."""
+    shown = program(
+        """
+balancer.call(port)
+def work():
+    global balancer
+    del balancer
+    import gc
+    gc.collect()
+    time.sleep(0.2)
+child(work)
+print("alive", balancer.call(port), flush=True)
+"""
+    )
+    assert shown == "alive 1\n"
+
+
+def test_exit_of_the_interpreter():
+    """A watch that runs delays the exit by nothing, and prints nothing."""
+    assert program("balancer.call(port)") == ""
+
+
+@pytest.mark.parametrize("when", ["early", "made"])
+def test_green_threads(when):
+    """Under gevent a watch runs on a green thread, and its updates are used."""
+    assert green("watched", when).ports == [1, 2]
 
 
 # URLs of registries

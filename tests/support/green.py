@@ -253,6 +253,41 @@ def used(when):
     return {"port": balancer.call(lambda one: one.port)}
 
 
+def watched(when):
+    """A watched service: its watch blocks a green thread, and sends two answers."""
+
+    def make():
+        import lbclient
+
+        class Registry:
+            def watch(self, update, _):
+                import threading
+
+                self.update, self.closed = update, threading.Event()
+                update(lbclient.Answer([lbclient.Instance("127.0.0.1", 1)]))
+                self.closed.wait()
+
+            def close(self):
+                self.closed.set()
+
+        registry = Registry()
+        return SimpleNamespace(registry=registry, balancer=lbclient.Balancer(registry))
+
+    made = begin(when, make)
+    import gevent
+
+    import lbclient
+
+    ports = spawn(*[lambda: made.balancer.call(lambda one: one.port)] * 3)[:1]
+    made.registry.update(lbclient.Answer([lbclient.Instance("127.0.0.1", 2)]))
+    while (port := made.balancer.call(lambda one: one.port)) == 1:
+        gevent.sleep(0.005)
+    made.balancer.close()
+    while not made.registry.closed.is_set():
+        gevent.sleep(0.005)
+    return {"ports": [*ports, port]}
+
+
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(HANGS, exit=True)
     logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
