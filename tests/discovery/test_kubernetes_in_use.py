@@ -7,9 +7,11 @@ server has the change, and a busy machine gets some more.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 import time
+from pathlib import Path
 from statistics import quantiles
 
 import anyio
@@ -19,10 +21,13 @@ import lbclient
 from lbclient import DiscoveryError, Kubernetes
 from lbclient.cli import main
 from lbclient.discovery.pushed import kubernetes
+from lbclient.discovery.pushed.source import _SHARED
 from tests.discovery.test_etcd_in_use import BUSY, LOOPBACK, Calls, seconds
+from tests.discovery.test_pushed import Watched, start_blocking
 from tests.support.faults import authority, certified
 from tests.support.http import Gate, tells_port
 from tests.support.kubernetes import ApiServer, a_slice, endpoint
+from tests.support.slow import shares
 from tests.support.watchers import LIMIT, until
 
 pytestmark = pytest.mark.anyio
@@ -289,3 +294,74 @@ def test_clients_share_a_source(cluster, servers):
         for one in clients[1:]:
             until(lambda one=one: [p.port for p in one.balancer.instances()] == [second.port])
     until(lambda: not cluster.watching)
+
+
+def open_sockets():
+    """How many sockets this process has."""
+    links = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return sum(str(one.readlink()).startswith("socket:") for one in links)
+
+
+# CPython leaves a socket to the garbage collector if it ends just before TLS begins (`_create`).
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+@shares
+@pytest.mark.parametrize("driver", ["loop", "thread"])
+def test_watches_that_are_cancelled_anywhere(cluster, driver, share, tmp_path):
+    """A watch that is cancelled at any moment ends once, with None, and leaves no connection, no
+    thread and no task behind."""
+    path = tmp_path / "ca.crt"
+    authority().cert_pem.write_to_path(path)
+    start = {"loop": Kubernetes.start, "thread": start_blocking}[driver]
+    dice = random.Random(9)
+    with ApiServer(certified("127.0.0.1")) as secure:
+        sources = []
+        for one in (cluster, secure):
+            for number in range(60):  # two pages
+                one.put(a_slice(f"s{number}", [f"10.0.0.{number}"]))
+            sources.append(Kubernetes("orders", namespace="shop", server=one.url, ca=path))
+        warm = Watched()
+        start(sources[1], warm.update, warm.alive, warm.ended)()
+        assert warm.ends() is None
+        until(lambda: not (cluster.connections or secure.connections))
+        sockets, threads = open_sockets(), threading.active_count()
+        for _ in range(int(400 * share)):
+            seen = Watched()
+            cancel = start(dice.choice(sources), seen.update, seen.alive, seen.ended)
+            time.sleep(dice.random() * 0.02)  # a moment at random
+            cancel()
+            assert seen.ends() is None
+        until(lambda: not (cluster.connections or secure.connections))
+        until(lambda: open_sockets() <= sockets)
+        until(lambda: threading.active_count() <= threads)
+    assert not _SHARED._tasks
+
+
+def test_no_log_shows_a_token(cluster, servers, caplog):
+    """No logger shows the token, neither at the level DEBUG nor when the server refuses it."""
+    caplog.set_level(logging.DEBUG, "")
+    cluster.tokens = {"other"}
+    source = Kubernetes("orders", namespace="shop", server=cluster.url, token="s3cr3t-t0k3n")
+    with lbclient.Client(source, retry=None) as client, pytest.raises(DiscoveryError):
+        client.get("/")
+    cluster.tokens = None
+    slices(cluster, *servers(tells_port))
+    with lbclient.Client(source, allow=LOOPBACK) as client:
+        client.get("/")
+    assert "refused the token (401)" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
+def test_addresses_of_a_pod_are_filtered(cluster, servers):
+    """An address of a pod that is refused by the filter is left out; the other one is used."""
+    (server,) = servers(tells_port)
+    pod = {"pod": "p", "uid": "u"}
+    cluster.put(a_slice("a", [endpoint(server.host, **pod)], server.port))
+    cluster.put(a_slice("b", [endpoint("::1", **pod)], server.port, family="IPv6"))
+    for allow, addresses in (
+        ([*LOOPBACK, "::1/128"], ("127.0.0.1", "::1")),
+        (LOOPBACK, ("127.0.0.1",)),
+    ):
+        with lbclient.Client(orders(cluster), allow=allow) as client:
+            assert client.get("/").text == str(server.port)
+            (instance,) = client.balancer.instances()
+            assert instance.addresses == addresses

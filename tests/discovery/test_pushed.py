@@ -215,6 +215,30 @@ def test_certificates_that_are_not_trusted(tls, carry_out):
     assert not server.requests
 
 
+def test_tls_that_never_begins(carry_out):
+    """A connection on which TLS does not begin in time is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        api = session(f"https://127.0.0.1:{listener.getsockname()[1]}")
+
+        async def ask():
+            with pytest.raises(DiscoveryError, match=r"did not answer within 0\.1 s"):
+                await api.get("/", timeout=0.1)
+            return await asyncio.to_thread(ended) if on_loop() else ended()
+
+        def on_loop():
+            return asyncio._get_running_loop() is not None
+
+        def ended():
+            peer, _ = listener.accept()
+            with peer:
+                peer.settimeout(20)
+                while peer.recv(4096):
+                    pass
+            return True
+
+        assert carry_out(api, ask)
+
+
 def streams(*chunks):
     """A response without end that sends these chunks; the last behaviour holds it open."""
 
@@ -394,6 +418,13 @@ class Watched:
 
     def next(self):
         return self.got.get(timeout=20)
+
+    def ends(self):
+        """How the watch ends: an error, or None if it was cancelled. Nothing may follow."""
+        while isinstance(got := self.next(), list | str):
+            pass
+        assert self.got.empty()
+        return got
 
 
 def start_blocking(source, update, alive, ended):

@@ -14,6 +14,7 @@ from lbclient._internal.fork import Lazy
 from lbclient.http.connections.threads import SocketConnection
 from tests.support.dns import Liar, silence
 from tests.support.http import tells_port
+from tests.support.kubernetes import ApiServer, a_slice
 from tests.support.slow import slow_rows
 
 SOON = 60
@@ -120,6 +121,20 @@ def test_lookup_in_green_threads(servers, when):
         shown = green("looks_up", when, port, 0)
     assert shown.results == ["DeadlineExceeded"] * 2
     assert shown.ticks >= 20
+
+
+@pytest.mark.parametrize("when", ["early", *slow_rows("made")])
+def test_watched_service(servers, when):
+    """A service that is watched follows changes in a green thread, which ends with the client."""
+    first, second = servers(tells_port, tells_port)
+    with ApiServer() as cluster, ThreadPoolExecutor() as threads:
+        cluster.put(a_slice("a", [first.host], first.port))
+        shown = threads.submit(green, "watches", when, cluster.url)
+        assert first.arrived.acquire(timeout=SOON)
+        cluster.put(a_slice("a", [second.host], second.port))
+        assert shown.result().texts == [str(first.port), str(second.port)]
+    assert "lbclient-watch" in shown.result().threads
+    assert "lbclient-watches" not in shown.result().threads
 
 
 def test_patch_after_the_first_call_is_told():

@@ -228,6 +228,36 @@ def looks_up(when, dns, port):
     return {"results": results, "ticks": ticks.count}
 
 
+def watches(when, server):
+    """A Service of Kubernetes is watched while other green threads go on."""
+
+    def make():
+        import lbclient
+
+        return lbclient.Client(
+            lbclient.Kubernetes("orders", namespace="shop", server=server), allow=["127.0.0.0/8"]
+        )
+
+    client = begin(when, make)
+    import threading
+
+    import gevent
+
+    def call_until_changed():
+        first = text = client.get("/").text
+        while text == first:
+            gevent.sleep(0.005)
+            text = client.get("/").text
+        return [first, text]
+
+    (texts,) = spawn(call_until_changed)
+    threads = {one.name for one in threading.enumerate()}
+    client.close()
+    while "lbclient-watch" in {one.name for one in threading.enumerate()}:
+        gevent.sleep(0.005)
+    return {"texts": texts, "threads": sorted(threads)}
+
+
 def used(when):
     """The client has looked its service up before the patch; that is too late."""
     asked = SimpleNamespace(count=0)

@@ -126,6 +126,11 @@ class ApiServer:
     def url(self) -> str:
         return f"http{'s' if self.context else ''}://127.0.0.1:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._server.open)
+
     # What happens in the cluster
 
     def put(self, document, resource=SLICES):

@@ -9,6 +9,7 @@ follow no redirect, keep no cookie, read no environment, and log no request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -167,10 +168,17 @@ class _LoopIo:
             verify=verify, limits=httpx.Limits(), socket_options=_socket_options()
         )
         self._bodies: dict[httpx.Response, AsyncIterator[bytes]] = {}
+        self._before_tls: Any = None
 
     async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
-        async with asyncio.timeout(seconds):
-            response = await self._transport.handle_async_request(request)
+        request.extensions = {"trace": self._trace}
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._transport.handle_async_request(request)
+        except BaseException:
+            if self._before_tls is not None:  # httpcore leaves it open if TLS is cancelled
+                await self._before_tls.aclose()
+            raise
         self._bodies[response] = response.aiter_raw()
         return response
 
@@ -187,6 +195,13 @@ class _LoopIo:
 
     async def close(self) -> None:
         await self._transport.aclose()
+
+    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note the connection on which TLS begins, until it has succeeded. httpcore calls this."""
+        if event == "connection.connect_tcp.complete":
+            self._before_tls = info["return_value"]
+        elif event == "connection.start_tls.complete":
+            self._before_tls = None
 
 
 class _TimeLeft(dict[str, float]):
@@ -285,12 +300,14 @@ class _ThreadIo:
 
 
 def _shut(one: socket.socket) -> None:
-    """Wake a thread that reads from a socket. Not by `SSLSocket.shutdown`, which would end TLS
-    under the hands of that thread."""
-    try:
-        socket.socket.shutdown(one, socket.SHUT_RDWR)
-    except OSError:  # it is closed
-        return
+    """Wake a thread that reads from a socket. `SSLSocket.shutdown` would also end TLS, which that
+    thread still uses, so the method of a plain socket is called; eventlet's has none."""
+    shutdown = getattr(socket.socket, "shutdown", None)
+    with contextlib.suppress(OSError):  # it is closed
+        if shutdown is None:
+            one.shutdown(socket.SHUT_RDWR)
+        else:
+            shutdown(one, socket.SHUT_RDWR)
 
 
 class LineStream(AsyncIterator[bytes]):
