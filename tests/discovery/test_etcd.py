@@ -19,10 +19,11 @@ import threading
 import time
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lbclient
@@ -154,6 +155,7 @@ INSTANCES = st.builds(
 )
 
 
+@settings(max_examples=50)
 @given(INSTANCES)
 def test_registered_value_is_read_back(instance):
     """What a registration writes is the instance again for those who read it."""
@@ -368,11 +370,12 @@ def test_compaction_lists_the_keys_again(member, prefix, tunnel):
 
 @NEEDED
 @pytest.mark.usefixtures("quick")
-def test_silent_watch_is_begun_again(member, prefix, tunnel):
+@pytest.mark.parametrize("on_thread", [False, True], ids=["loop", "thread"])
+def test_silent_watch_is_begun_again(member, prefix, tunnel, on_thread):
     """A watch without a message is begun again after a while, also if nothing has happened. That is
     a sign of life, and no change is missed."""
     member.put(f"{prefix}a", "10.0.0.1:80")
-    with Watching(Etcd(prefix, tunnel.url)) as watching:
+    with Watching(Etcd(prefix, tunnel.url), on_thread=on_thread) as watching:
         assert watching.answer() == ["10.0.0.1:80"]
         for _ in range(3):
             assert watching.signs_of_life.acquire(timeout=LIMIT)
@@ -1088,6 +1091,44 @@ os._exit(3)
     ended = script(member, prefix, body)
     assert (ended.stderr, ended.stdout) == ("", "3\n")
     assert len(member.keys(prefix)) == 1
+
+
+@NEEDED
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("end", "status", "keys"),
+    [("", 0, 1), ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, 0)],
+    ids=["end", "sigterm"],
+)
+def test_end_of_a_process(member, prefix, end, status, keys):
+    """A process that ends while it is registered, and watches, ends normally, and its key ends with
+    its lease. SIGTERM removes the key, and ends the process as it would without us."""
+    body = f"""
+balancer = lbclient.Balancer(via, allow=["127.0.0.0/8"])
+one.__enter__()
+balancer.refresh()
+{end}
+"""
+    ended = script(member, prefix, body)
+    assert (ended.stderr, ended.returncode) == ("", status)
+    assert len(member.keys(prefix)) == keys
+
+
+@pytest.mark.slow
+def test_failures_are_not_answered_with_a_flood(servers):
+    """While all requests fail, a member is asked once a second, and less often after a while."""
+    (server,) = servers(says(503))
+    arrived = []
+    server.behaviour = lambda connection, _: (
+        arrived.append(time.monotonic()),
+        connection.answer(503),
+    )
+    with Balancer(Etcd("/o/", server.url)) as balancer:
+        with pytest.raises(DiscoveryError):
+            balancer.call(str)
+        for _ in range(3):
+            assert server.arrived.acquire(timeout=LIMIT)
+    assert min(later - one for one, later in pairwise(arrived)) > 0.89
 
 
 # Users and certificates

@@ -67,6 +67,8 @@ _SILENCE = 30.0
 """Seconds without a message after which the watch is begun again."""
 _TIMEOUT = 6.0
 """Seconds for one request, with all members that are asked."""
+_SHORTEST = 1.0
+"""Seconds for one member, at least."""
 _HEADERS = {"grpc-metadata-hasleader": "true"}
 """Demands that the member has a leader."""
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
@@ -249,7 +251,7 @@ class EtcdCluster:
     def stream(self, path: str, document: Mapping[str, Any]) -> LineStream:
         """Send a request whose response has no end to the member in use."""
         silence = _SILENCE * (1 - 0.1 * self.api.rng.random())
-        timeout = _TIMEOUT / len(self._source.endpoints)
+        timeout = max(_TIMEOUT / len(self._source.endpoints), _SHORTEST)
         return self.api.stream("POST", path, json=document, silence=silence, timeout=timeout)
 
     def confirm(self) -> None:
@@ -294,11 +296,12 @@ class EtcdCluster:
         self, path: str, document: Mapping[str, Any], until: float
     ) -> Mapping[str, Any]:
         """Send a request to the member in use. The members that were not tried yet get the same
-        time each."""
+        time each, but at least a second."""
         left = until - self.api.clock()
         if left <= 0:
             raise DiscoveryError(f"{self} was not asked: no time was left")
-        seconds = left / (len(self._source.endpoints) - len(self._failures))
+        share = left / (len(self._source.endpoints) - len(self._failures))
+        seconds = min(left, max(share, _SHORTEST))
         return _object((await self.api.post(path, document, timeout=seconds)).json())
 
     def _use_next_member(self, error: DiscoveryError) -> None:
