@@ -19,7 +19,7 @@ import grpc
 
 import lbclient.grpc
 import lbclient.grpc.aio
-from lbclient import HealthCheck
+from lbclient import HealthCheck, RetryPolicy
 
 PATH = "/grpc.testing.TestService/"
 SECONDS = 15.0
@@ -198,8 +198,11 @@ def used_in_a_loop():
 
 def health_checks():
     """Many forks while health checks are under way, also of an instance that hangs."""
-    health = HealthCheck(grpc="", interval=0.02, timeout=0.01, up=1, down=1)
-    options = {"min_refresh": 0.05, "health": health}
+    options = {
+        "health": HealthCheck(grpc="", interval=0.05, timeout=0.05, up=1, down=1),
+        "idempotent": {f"{PATH}EmptyCall"},
+        "retry": RetryPolicy(attempts=20, attempt_timeout=0.5, budget=None),
+    }
     with lbclient.grpc.channel([ADDRESS, *sys.argv[3:]], **options) as channel:
         unary(channel)
         followed = channel._adapter.health._followed
