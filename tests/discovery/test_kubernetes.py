@@ -567,7 +567,9 @@ GONE = {"kind": "Status", "code": 410, "message": "too old resource version: 1 (
         ((410, [json.dumps(GONE).encode()]), None),
         ((200, []), "ended a watch at once"),
         ((200, [httpx.ReadError("reset")]), "failed: reset"),
-        ((200, [10_000]), "sent nothing for "),
+        ((200, [10_000]), None),
+        ((200, [60]), None),
+        ((200, [60, httpx.ReadError("reset")]), None),
         ((403, [b'{"message": "no"}']), "does not permit"),
         ((500, []), "status 500"),
         ((200, [line("ERROR", {"code": 500, "message": "broken"})]), "ended the watch: broken"),
@@ -596,6 +598,20 @@ def test_a_failing_watch_is_not_hammered(watch, said):
     assert bool(errors) == (said is not None)
     assert cluster.most_in_ten_seconds() <= 11  # the list and the first watch come together
     assert len(cluster.asked) >= 4
+
+
+def test_a_watch_is_continued_at_once():
+    """Between a watch that the server ends and the next one there is no pause in which a change
+    would wait."""
+
+    def answer(params):
+        if cluster.now > 600:
+            raise Over
+        return (200, [60]) if "watch" in params else listed(a_slice("a", ["10.0.0.1"]))
+
+    cluster = Cluster(answer)
+    assert list(cluster.watched_on()) == []
+    assert [at for at, what in cluster.asked if what == "watch"] == [60 * n for n in range(12)]
 
 
 def test_a_day():  # noqa: C901  # a server has many ways

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 
 import anyio
 import pytest
@@ -175,7 +175,8 @@ def test_changes_under_load(cluster, servers):
             cluster.delete("other")
             took.append(seconds(lambda: calls.ports == {steady.port}))
     assert not calls.failures
-    assert quantiles(took, n=100)[98] <= 0.5
+    assert median(took) <= 0.5
+    assert quantiles(took, n=100)[98] <= 0.5 + BUSY
 
 
 class AsyncCalls:

@@ -43,7 +43,9 @@ means that it is gone."""
 _APART = 2.0
 """Seconds from one list to the next. Each is followed by a watch, so this is a request a second."""
 _AGAIN = 1.0
-"""Seconds from one watch to the next."""
+"""Seconds from the start of a watch to the start of the next one, at least."""
+_BRIEF = 10.0
+"""Seconds. A longer watch may end for any reason, since proxies end idle connections."""
 _MOST = 100
 """At most this many refused endpoints are listed one by one."""
 
@@ -127,8 +129,9 @@ class Kubernetes(PushedSource):
             update(slices.answer())
             try:
                 while True:
+                    began = api.clock()
                     version = await self._changes(api, slices, version, update, alive)
-                    await api.pause(_AGAIN)
+                    await api.pause(max(0.0, began + _AGAIN - api.clock()))
             except DiscoveryError as error:
                 if not isinstance(error, StatusError) or error.status != 410:
                     await api.pause(_AGAIN)  # the list and the watch were two requests
@@ -191,11 +194,11 @@ class Kubernetes(PushedSource):
                     if changed and not lines.pending:  # otherwise the next line is here already
                         changed = False
                         update(slices.answer())
-        except LostConnection:
-            if not heard:
-                raise
-        if not heard and api.clock() - began < seconds / 2:
-            raise DiscoveryError(f"{api} ended a watch at once")
+            error = DiscoveryError(f"{api} ended a watch at once")
+        except LostConnection as lost:
+            error = lost
+        if not heard and api.clock() - began < _BRIEF:
+            raise error
         return version
 
 
