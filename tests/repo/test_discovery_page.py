@@ -7,9 +7,11 @@ import contextlib
 import itertools
 import json
 import logging
+import queue
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -761,7 +763,10 @@ def test_how_many_records_fit():
 # The Python of the page
 
 
-RUN = ["When DNS is wrong or gone", "The address filter", "Your own discovery", *RECIPES]
+RUN = [
+    *("When DNS is wrong or gone", "The address filter", "Your own discovery"),
+    *("A registry that reports changes", *RECIPES),
+]
 SNIPPETS = [pytest.param(code, id=section) for section in RUN for code in blocks(section, "python")]
 
 
@@ -793,3 +798,37 @@ def test_own_discovery_as_documented(servers):
     with resolver._http, lbclient.Client(resolver, name="orders.example.com") as client:
         assert answered(client, 8) == {a.port: 6, b.port: 2}
     assert registry.requests[0].target == "/services/orders"
+
+
+def test_own_watcher_as_documented(servers):
+    """The documented watcher follows the changes that a registry sends, and returns when its client
+    is closed."""
+    first, second = servers(tells_port, tells_port)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    over = threading.Event()
+
+    def changes(connection, _):
+        connection.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+        with contextlib.suppress(OSError):  # the client has closed the connection
+            while not over.is_set():
+                with contextlib.suppress(queue.Empty):
+                    connection.send(lines.get(timeout=0.05).encode())
+                connection.send(b"\n")
+
+    (registry,) = servers(changes)
+    names: dict[str, object] = {}
+    exec(blocks("A registry that reports changes", "python")[0], names)
+    names["client"].close()
+    watcher = names["ChangesOfRegistry"](registry.url)
+    with watcher._http, lbclient.Client(watcher, name="orders.example.com") as client:
+        lines.put(f"127.0.0.1:{first.port}\n")
+        assert answered(client, 3) == {first.port: 3}
+        lines.put(f"127.0.0.1:{second.port}\n")
+        while answered(client, 1) != {second.port: 1}:
+            pass
+        client.close()
+        assert watcher._closed.wait(20)
+        while any(one.name == "lbclient-watch" for one in threading.enumerate()):
+            time.sleep(0.001)
+    over.set()
+    assert registry.requests[0].target == "/services/orders/changes"
