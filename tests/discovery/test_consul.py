@@ -29,7 +29,7 @@ import anyio
 import httpx
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lbclient
@@ -256,6 +256,7 @@ forms = st.sampled_from(
 )
 
 
+@settings(max_examples=40)
 @given(st.lists(st.tuples(documents, forms), max_size=6))
 def test_reading_the_difference_is_reading_the_whole(sequence):
     """Whatever changes from one response to the next, the answer is that of the whole response."""
@@ -283,14 +284,14 @@ def reaches(answer: Answer) -> bool:
     return any(FILTER.refuses(one.address) for one in CHECKER.check(Answer(literal)).instances)
 
 
-@pytest.mark.parametrize("share", [0.01, *slow_rows(1)], ids=["some", "all"])
+@pytest.mark.parametrize("share", [0.005, *slow_rows(1)], ids=["some", "all"])
 def test_fuzz(share):
     """100,000 damaged documents: each is an answer or a DiscoveryError, the same as if the document
     was the first one. Later documents are read correctly. No refused address is called."""
     rng = random.Random(19)
     answers = HealthAnswers(passing=False)
     good = encoded([entry(number, "passing", "warning") for number in range(3)])
-    for _ in range(int(100_000 * share)):
+    for number in range(int(100_000 * share)):
         body = damaged(good, rng)
         results = []
         for reader in (answers, HealthAnswers(passing=False)):
@@ -300,8 +301,9 @@ def test_fuzz(share):
                 results.append(str(error))
         assert all(len(one) < 400 for one in results if isinstance(one, str))
         assert not any(reaches(one) for one in results if isinstance(one, Answer))
-        before = answers.read(reply(good)), answers.read(reply(good))
-        assert before[1] is None
+        answers.read(reply(good))
+        if number % 50 == 0:
+            assert answers.read(reply(good)) is None
         if isinstance(results[0], str) or isinstance(results[1], str):
             assert results[0] == results[1]
         else:
@@ -611,21 +613,6 @@ def test_index_that_is_none(agent, watch, index):
     assert "did not send X-Consul-Index" in str(found)
 
 
-@pytest.mark.slow
-def test_index_that_jumps_at_once(agent, watch):
-    """A query that returns at once, again and again, is repeated once a second, apart from the
-    first ones."""
-    counter = itertools.count(100)
-    agent.add("orders", "10.0.0.1", 80)
-    agent.index_of = lambda _: next(counter)
-    agent.index = 10**9
-    agent.touch("orders")
-    watch("orders", agent.address)
-    agent.until_asked(8)
-    times = [query.at for query in agent.asked()]
-    assert times[7] - times[0] > 4.5
-
-
 def test_burst_of_changes(agent, watch):
     """Many changes in a row need few queries, and the last one is seen."""
     one = watch("orders", agent.address)
@@ -820,12 +807,13 @@ def test_a_failing_agent_is_not_hammered(again, said):
     first ones, also if the watch is started again after a second."""
 
     def answer(params):
-        if agent.now > 600:
+        if agent.now > 60:
             raise Over
         return again(int(params.get("index", 5)))
 
     agent = VirtualAgent(answer)
     errors = list(agent.lives())
+    assert len(agent.asked) > 4 or "did not answer" in errors[0]
     assert bool(errors) == (said is not None)
     assert all(said in one for one in errors)
     assert max(sum(at <= one < at + 10 for one in agent.asked) for at in agent.asked) <= 12
@@ -1227,8 +1215,7 @@ def processes(agent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sync", "asyncio"])
-@pytest.mark.parametrize("signal", [signal.SIGTERM, None])
+@pytest.mark.parametrize(("kind", "signal"), [("sync", signal.SIGTERM), ("asyncio", None)])
 def test_three_processes(agent, processes, kind, signal):
     """Three processes register. One is killed, one leaves (at the end of its block, or on SIGTERM),
     one stays. A client knows within the TTL and a second, or within half a second, and no call
@@ -1298,7 +1285,7 @@ def test_storm(agent, servers, kind):
         client.get("/")
         with Traffic(kind, service) as traffic:
             traffic.until({always.port})
-            for _ in range(150):
+            for _ in range(100):
                 rng.choice(events)()
                 time.sleep(rng.choice((0, 0.01, 0.1)))
             agent.leader, agent.fault, agent.body_of = True, lambda _: None, lambda body: body
