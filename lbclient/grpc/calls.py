@@ -19,7 +19,7 @@ from lbclient import protocol
 from lbclient.balancer.callbacks import Alarm
 from lbclient.grpc import bases
 from lbclient.grpc.classifier import Answered, Code, is_of_the_caller
-from lbclient.grpc.errors import CANCELLED, BalancingError
+from lbclient.grpc.errors import BalancingError
 from lbclient.grpc.replay import Replay
 from lbclient.grpc.rpc import BaseCall, BaseMultiCallable, BaseRpc, with_trace
 from lbclient.grpc.subchannels import SubChannel
@@ -175,7 +175,7 @@ class Rpc(BaseRpc):
         """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
         self.cancelled = True
         if self._run is not None:
-            self._run.drop(BalancingError.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._run.drop(BalancingError.cancelled_by_caller())
         if self.inner is not None:
             self.inner.cancel()
         if (pause := self._pause) is not None:

@@ -11,9 +11,9 @@ import grpc
 from lbclient import errors
 from lbclient.grpc import bases
 
-__all__ = ["CANCELLED", "TOO_LATE", "AioBalancingError", "BalancingError"]
+__all__ = ["TOO_LATE", "AioBalancingError", "BalancingError"]
 
-CANCELLED = "Locally cancelled by application!"
+_CANCELLED = "Locally cancelled by application!"
 """gRPC's own text."""
 TOO_LATE = "the first message did not arrive within attempt_timeout"
 
@@ -37,6 +37,11 @@ class _FromBalancing(grpc.RpcError):
     def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
         """Return an error with this status."""
         raise NotImplementedError
+
+    @classmethod
+    def cancelled_by_caller(cls) -> Self:
+        """Return the error of an RPC that the caller has cancelled."""
+        return cls.with_code(grpc.StatusCode.CANCELLED, _CANCELLED)
 
     @classmethod
     def of(cls, error: Exception) -> Self:
@@ -102,7 +107,7 @@ class BalancingError(_FromBalancing, grpc.Call, bases.Future):
 
     def cancelled(self) -> bool:
         """True if the caller has cancelled the RPC."""
-        return self._code is grpc.StatusCode.CANCELLED and self._details == CANCELLED
+        return self._code is grpc.StatusCode.CANCELLED and self._details == _CANCELLED
 
     def running(self) -> bool:
         """False, since the RPC is over."""

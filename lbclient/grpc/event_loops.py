@@ -15,7 +15,7 @@ from lbclient import protocol
 from lbclient._internal.blocking import run_blocking
 from lbclient.grpc.aio_replay import Requests, Waiters
 from lbclient.grpc.classifier import Answered, Code
-from lbclient.grpc.errors import CANCELLED, AioBalancingError
+from lbclient.grpc.errors import AioBalancingError
 from lbclient.grpc.rpc import BaseMultiCallable, BaseRpc, is_from_server, with_trace
 from lbclient.grpc.subchannels import SubChannel
 
@@ -133,7 +133,7 @@ class AioRpc(BaseRpc):
         except asyncio.CancelledError:
             if not self.cancelled:
                 raise
-            error = _cancelled()
+            error = AioBalancingError.cancelled_by_caller()
         except Exception as raised:  # noqa: BLE001  # raised to the caller
             error = raised
         self._task = None
@@ -142,7 +142,7 @@ class AioRpc(BaseRpc):
     def _raced(self, task: asyncio.Task[None]) -> None:
         """End the RPC if its task was cancelled before it began, or by others than the caller."""
         if task.cancelled() and not self.over:
-            self._conclude(_cancelled())
+            self._conclude(AioBalancingError.cancelled_by_caller())
 
     async def _send(self, attempt: protocol.Attempt[Any]) -> Any:
         subchannel = self._owner.subchannel(attempt.endpoint)
@@ -272,7 +272,3 @@ async def _is_connected(inner: Any) -> bool:
     except grpc.aio.AioRpcError:
         return False
     return True
-
-
-def _cancelled() -> AioBalancingError:
-    return AioBalancingError.with_code(grpc.StatusCode.CANCELLED, CANCELLED)

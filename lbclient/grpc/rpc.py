@@ -29,7 +29,7 @@ from lbclient.errors import (
 )
 from lbclient.grpc.adapter import Adapter, MethodCalls
 from lbclient.grpc.classifier import Answered, Code, mark_expired, never_sent, was_unsent
-from lbclient.grpc.errors import CANCELLED, TOO_LATE, AioBalancingError, BalancingError
+from lbclient.grpc.errors import TOO_LATE, AioBalancingError, BalancingError
 from lbclient.grpc.replay import Message
 from lbclient.grpc.subchannels import Method, SubChannel
 
@@ -213,7 +213,7 @@ class BaseRpc:
         """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
         self._pause = None
         if self.cancelled:
-            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._conclude(self._errors.cancelled_by_caller())
             return
         try:
             self.start()
@@ -319,7 +319,7 @@ class BaseRpc:
             else:
                 self._end()
         elif self.cancelled:
-            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._conclude(self._errors.cancelled_by_caller())
         elif self._wait_for_ready and is_waited_for(outcome):
             self._wait_for_instance()
         else:
@@ -384,7 +384,7 @@ class BaseRpc:
             return False
         self.cancelled = True
         if self._run is not None:
-            self._run.cancel(self._errors.with_code(grpc.StatusCode.CANCELLED, CANCELLED))
+            self._run.cancel(self._errors.cancelled_by_caller())
         if self.inner is not None:
             self.inner.cancel()
         if (pause := self._pause) is not None:
