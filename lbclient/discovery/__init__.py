@@ -1,1 +1,1 @@
-"""The sources of instances: DNS, files, lists, and a user's own resolver."""
+"""The sources of instances: DNS, registries, files, lists, and a user's own resolver."""

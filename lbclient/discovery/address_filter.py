@@ -18,7 +18,7 @@ _METADATA = frozenset(
     map(
         ipaddress.ip_address,
         (
-            "169.254.169.254",  # AWS, Azure, Google, and most others
+            "169.254.169.254",  # AWS, Azure, Google, and most other clouds
             "fd00:ec2::254",  # AWS
             "fd00:ec2::23",  # AWS, the credentials of EKS pods
             "fd20:ce::254",  # Google
@@ -43,7 +43,8 @@ _WRAPPERS = tuple(
 )
 """Networks whose addresses end in an IPv4 address."""
 _LOCAL_NAT64 = IPv6Network("64:ff9b:1::/48")
-"""NAT64 with a local prefix (RFC 8215), which may have any length from 48 bits on."""
+"""The network of NAT64 with a local prefix (RFC 8215). The prefix may have any length of at least
+48 bits."""
 _ISATAP, _ANY_ISATAP = 0x00005EFE, 0xFCFFFFFF
 """The first half of an ISATAP interface identifier (RFC 5214), and a mask that ignores its bits u
 and g.
@@ -68,7 +69,8 @@ class AddressFilter:
         self._within = within
 
     def vet(self, addresses: Iterable[str]) -> tuple[list[str], list[str]]:
-        """Return the addresses that are allowed, and the reasons why the others are not."""
+        """Return the addresses that are allowed, and the reasons why the other addresses are
+        refused."""
         vetted, reasons = [], []
         for one in addresses:
             if (reason := self.refuses(one)) is None:
@@ -78,9 +80,11 @@ class AddressFilter:
         return vetted, reasons
 
     def refuses(self, address: str) -> str | None:
-        """Return why this address is refused, and how to allow it. None if it is allowed.
+        """Return why this address is refused, and how to allow it. Returns None if the address is
+        allowed.
 
-        An IPv6 address is checked itself, and so is each IPv4 address that it may represent.
+        Of an IPv6 address, the address itself is checked, and also each IPv4 address that it may
+        represent.
         """
         literal = ipaddress.ip_address(address)
         if self._allows(literal):
@@ -94,7 +98,7 @@ class AddressFilter:
         return any(address in network for network in self._allowed)
 
     def refuses_name(self, target: str) -> str | None:
-        """Return why this SRV target is refused. None if it is allowed."""
+        """Return why this SRV target is refused. Returns None if the target is allowed."""
         if self._within is None or f".{target}".endswith(f".{self._within}"):
             return None
         return f"it is not within the domain {self._within}"
@@ -110,10 +114,11 @@ def _network(name: object) -> IPv4Network | IPv6Network:
 
 
 def _forms(address: Address) -> list[Address]:
-    """Return the address and the IPv4 addresses that it may represent; `::` and `::1` contain none.
+    """Return the address, and the IPv4 addresses that it may represent. `::` and `::1` represent
+    none.
 
-    An IPv4-mapped address counts only as its IPv4 address, since the operating system sends no IPv6
-    packets for it.
+    For an IPv4-mapped address, only its IPv4 address is returned, since the operating system sends
+    no IPv6 packets for it.
     """
     if isinstance(address, IPv4Address) or int(address) < 2:
         return [address]
@@ -135,10 +140,11 @@ def _embedded(address: IPv6Address) -> Iterator[IPv4Address]:
 
 
 def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
-    """The IPv4 addresses to which NAT64 may translate it, for each prefix length (RFC 6052, 2.2).
+    """The IPv4 addresses to which NAT64 may translate this address, one for each prefix length (RFC
+    6052, 2.2).
 
-    Prefix and suffix have many zeros, so most results consist of zeros. Results of this kind are
-    returned only if there are no others.
+    The prefix and the suffix contain many zeros, so most results are addresses that consist of
+    zeros. Such results are returned only if there are no others.
     """
     without_u = (int(address) >> 64 << 56) | (int(address) & (1 << 56) - 1)
     lengths = [IPv4Address((without_u >> shift) & 0xFFFFFFFF) for shift in (40, 32, 24)]
@@ -147,7 +153,7 @@ def _translated(address: IPv6Address) -> Sequence[IPv4Address]:
 
 
 def _bits(address: IPv6Address, start: int) -> IPv4Address:
-    """The IPv4 address that begins at this bit."""
+    """The IPv4 address that begins at the bit with this number."""
     return IPv4Address((int(address) >> (96 - start)) & 0xFFFFFFFF)
 
 

@@ -1,9 +1,10 @@
 """Combines several sources: the first one that answers, or all together.
 
-The parts are asked one after another. So each part may keep state of its own, since it gets one
-call at a time, and the same failures always make the same text. No call waits for this, except
-before the first answer. The disadvantage is that a part that does not answer delays the others by
-its timeout, about 5 s for a name in DNS. The last good set stays in use meanwhile.
+The sources (parts) are asked one after another. So each part gets one call at a time and may have
+state, and the same failures always give the same error text. Calls wait for the sources only before
+the first answer. The disadvantage of this order: a part that does not answer delays the other parts
+by its timeout, which is about 5 s for a name in DNS. Meanwhile the last good set of instances stays
+in use.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Composite(ABC):
     def __init__(self, *services: Service) -> None:
         if not services:
             raise TypeError(f"{type(self).__name__} must be given at least one service")
-        # A tuple: an iterator could be used by one balancer only
+        # This is a tuple, since only one balancer could use an iterator
         self.services: tuple[Service, ...] = tuple(
             list(one) if isinstance(one, Iterator) else one for one in services
         )
@@ -73,8 +74,9 @@ class FirstOf(Composite):
     service stays in use for `patience` seconds from the first failure. If the service is declared
     absent, the next one is used at once.
 
-    This is about failures of discovery, not of instances. To use another service when instances
-    fail, put both services into one `Union` and give the second a higher `priority`.
+    `FirstOf` handles failures of discovery, not failures of instances. To use another service when
+    instances fail, put both services into one `Union`, and give the instances of the second a
+    higher `priority`.
 
     Raises TypeError or ValueError if there is no service, or if `patience` is not a number of at
     least 0.
@@ -95,9 +97,9 @@ class Union(Composite):
     All services are asked in each round. The next round is due when the first of their answers
     expires. While lookups of a service fail, its last answer stays in use, and the service is
     listed among the refused records. A service that is declared absent has no instances. If there
-    are two entries for one instance, the entry with the lower priority counts; if the priorities
-    are equal, the entry with the larger weight. If all services fail, the round fails, and the last
-    good set stays in use.
+    are two entries for one instance, the entry with the lower priority is used; if the priorities
+    are equal, the entry with the larger weight is used. If all services fail, the round fails, and
+    the last good set stays in use.
 
     Raises TypeError if there is no service.
     """
@@ -204,7 +206,7 @@ class UnionResolver:
 
 
 def _for_now(answer: Answer) -> Answer:
-    """Return the same answer, valid only until the failed parts are asked again."""
+    """Return the same answer, but with a `ttl` that ends when the failed parts are asked again."""
     ttl = _SOON if answer.ttl is None else min(answer.ttl, _SOON)
     return Answer(answer.instances, ttl, answer.refused)
 
@@ -216,7 +218,7 @@ def _absent(failure: tuple[Part, Exception]) -> bool:
 def _failure(failures: Sequence[tuple[Part, Exception]], *, absent: bool = False) -> DiscoveryError:
     """Make one error from the errors of several parts.
 
-    The error is ServiceAbsent if `absent` is set, or if all parts are absent.
+    The error is ServiceAbsent if `absent` is set, or if all parts are declared absent.
     """
     kind = ServiceAbsent if absent or all(map(_absent, failures)) else DiscoveryError
     error = kind("; ".join(f"{part.name}: {text_of(error)}" for part, error in failures))

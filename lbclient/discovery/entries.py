@@ -1,4 +1,5 @@
-"""The entries of a file or a registry that describe one instance each: `host:port`, or an object.
+"""The entries of a file or a registry. Each entry describes one instance: `host:port`, or an
+object.
 
 An entry that cannot be used becomes a RejectedRecord, which shows nothing that may be secret.
 """
@@ -39,7 +40,8 @@ _KEYS = (
     "tls_name",
 )
 LONGEST = 300
-"""The maximum length of a text entry, in characters. Texts about an entry are not longer either."""
+"""The maximum length of a text entry, in characters. Texts about an entry have the same maximum
+length."""
 _MOST = 100
 """At most this many refused entries are listed one by one."""
 
@@ -69,7 +71,7 @@ def parsed(
 ) -> Instance | RejectedRecord:
     """Make an instance from an entry. The text about a refused entry shows only its host and port.
 
-    Text after them, or before an `@`, may be secret.
+    The text after the port, or before an `@`, may be secret.
     """
     try:
         return make(given)
@@ -126,6 +128,6 @@ def no_number(text: str) -> object:
 
 
 def short(text: str) -> str:
-    """Return the text shortened and in one line, for a log or a screen."""
+    """Return the text, shortened and in one line, for a log or a screen."""
     cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return cut if cut.isprintable() else repr(cut)[1:-1]

@@ -1,4 +1,4 @@
-"""A file of instances that is read periodically: a Kubernetes ConfigMap, or a list on a laptop.
+"""A file with a list of instances, which is read periodically, such as a Kubernetes ConfigMap.
 
 The entries are lines, or JSON. Calls continue while a large file is parsed, so no single step may
 occupy the interpreter for long. Lines are read one by one, and the JSON parser returns to Python
@@ -45,21 +45,23 @@ _NUMBERS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
 }
 _INTERVAL = 1.0
 _LARGEST = 4 << 20
-"""Bytes. Ten thousand instances with metadata need a quarter of this; a ConfigMap has at most 1
-MiB."""
+"""The maximum size of a file in bytes. Ten thousand instances with metadata need a quarter of this
+size. A ConfigMap has at most 1 MiB."""
 
 
 class Malformed(Exception):
-    """The error of a file in which nothing can be used. The text is the reason."""
+    """Raised for a file that contains nothing that can be used. The text is the reason."""
 
 
 def is_cut(data: bytes) -> bool:
-    """True if the last line has no newline. JSON needs no such check: it is invalid if cut."""
+    """True if the last line has no newline, so that the text may be cut off. For JSON this is not
+    needed: JSON that is cut off is invalid."""
     return bool(data) and not data.endswith(b"\n") and not _JSON.match(_text(data))
 
 
 def parse(data: bytes, ttl: float) -> Answer:
-    """Parse the instances of a file, valid for `ttl` seconds. Raises Malformed if it has none."""
+    """Parse the instances of a file, valid for `ttl` seconds. Raises Malformed if the file contains
+    none."""
     text = _text(data)
     instances, refused = sorted_out(_of_json(text) if _JSON.match(text) else _of_lines(text))
     if not instances:
@@ -123,20 +125,20 @@ class FileResolver:
     seconds.
 
     Text has one instance per line: `host:port` or `[address]:port`, and optionally `weight=3` and
-    `priority=1`. Text after `#` is a comment. JSON is a list, alone or as `{"instances": [...]}`,
-    of `"host:port"` or of objects with `host`, `port`, and optionally `weight`, `priority`,
-    `metadata`, `addresses`, `scheme`, `path`, `headers`, `tls_name`, as in `Instance`. The format
-    is detected from the content.
+    `priority=1`. Text after `#` is a comment. JSON is a list, alone or as `{"instances": [...]}`.
+    Each entry is a text `"host:port"`, or an object with `host`, `port`, and optionally `weight`,
+    `priority`, `metadata`, `addresses`, `scheme`, `path`, `headers`, `tls_name`, as in `Instance`.
+    The format is detected from the content.
 
-    An entry that cannot be used is left out, and the answer says why; all other entries are used.
-    If the file cannot be read, or lists no instance, DiscoveryError is raised, so the last good set
-    stays in use. Replace the file as a whole (`mv`, or the swap of links in a ConfigMap): a file
-    that is rewritten in place may be read half-written. If that can be detected (JSON that does not
-    end, text without a final newline), the content is not used, unless it is still the same at the
-    next reading.
+    An entry that cannot be used is left out, and the answer contains the reason. All other entries
+    are used. If the file cannot be read, or lists no instance, DiscoveryError is raised, so the
+    last good set stays in use. Replace the file as a whole (with `mv`, or as a ConfigMap does by
+    changing a link). A file that is rewritten in place may be read while it is incomplete. If this
+    can be detected (JSON that does not end, text without a final newline), the content is not used,
+    unless it is still the same when the file is read again.
 
     The file is trusted, like a list in code: its addresses are not filtered. So everyone who may
-    write to the file can decide where calls go.
+    write to the file decides where calls are sent.
 
     Raises ValueError or TypeError if `path` is not a path, or `interval` is not a time above zero.
     """
@@ -160,9 +162,10 @@ class FileResolver:
         return path if path.isprintable() else repr(path)[1:-1]
 
     def resolve(self) -> Answer:
-        """Return what the file lists now; the same answer while its bytes are the same.
+        """Return the instances that the file lists now. The same answer is returned while the bytes
+        of the file are the same.
 
-        Raises DiscoveryError, naming the path, if the file has nothing that can be used.
+        Raises DiscoveryError, naming the path, if the file contains nothing that can be used.
         """
         try:
             data = self._read()
@@ -201,12 +204,14 @@ def _is_path(text: str) -> bool:
 
 
 def _open(path: str, flags: int) -> int:
-    """Open without blocking: a pipe without a writer must not block the thread."""
+    """Open the file without blocking: if it is a pipe without a writer, the thread must not be
+    blocked."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def from_url(url: SplitResult, scheme: str, _sources: Sources) -> ParsedService:
-    """`http+file:///etc/orders/instances`: the file with this path lists the instances."""
+    """Parse a URL such as `http+file:///etc/orders/instances`: the file with this path lists the
+    instances."""
     if url.netloc not in ("", "localhost") or not url.path:
         raise ValueError(
             "service must name a file by its absolute path, "

@@ -44,12 +44,12 @@ __all__ = ["URL_SOURCES", "Target", "UrlSource", "target_of"]
 
 
 class UrlSource(NamedTuple):
-    """A kind of URL.
+    """A kind of URL that names a service.
 
     - `from_url(url, scheme, sources)` parses such a URL. It gets the URL, its scheme (`"http"` or
       `"https"`), and the objects that it needs to build a resolver. It raises ValueError, naming
       `service`, for a URL that it cannot use.
-    - `rest` describes the text after `http+kind://`.
+    - `rest` describes, for error texts, the text after `http+kind://`.
     - `keys` are the keys that the query may have, each once.
     - `named_port`: the port may be a name.
     """
@@ -63,10 +63,10 @@ class UrlSource(NamedTuple):
 def pushed(
     name: str, *, base_path: bool = True
 ) -> Callable[[SplitResult, str, Sources], ParsedService]:
-    """The `from_url` of a registry that reports changes. The module `discovery.pushed.NAME` is
-    imported when it is first needed. It has a function `from_url(url, query)` that returns the
-    watcher. If `base_path` is True, the path of the URL is the base path of all instances.
-    """
+    """Return a function `from_url` for a registry that reports changes. It imports the module
+    `discovery.pushed.NAME` when it is first needed. This module has a function `from_url(url,
+    query)` that returns the watcher. If `base_path` is True, the path of the URL is the base path
+    of all instances."""
 
     def from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
         module = import_module(f"lbclient.discovery.pushed.{name}")
@@ -88,7 +88,8 @@ URL_SOURCES: dict[str, UrlSource] = {
 
 
 def _split(text: str, schemes: Sequence[str]) -> SplitResult:
-    """Split the URL of a service. Raises ValueError if it cannot be the URL of a service."""
+    """Split the URL of a service into its parts. Raises ValueError if it cannot be the URL of a
+    service."""
     if any(char <= " " or char == "\x7f" for char in text):
         raise ValueError("service must be a URL without spaces or control characters")
     if "://" not in text:
@@ -136,7 +137,7 @@ def _check_query(url: SplitResult, keys: Sequence[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service as its users name it.
+    """The argument `service`, parsed.
 
     - `name`: for logs, spans and errors.
     - `scheme`: `"http"` or `"https"`, for instances that have no scheme of their own; for gRPC
@@ -146,7 +147,7 @@ class Target:
     - `origin`: the logical URL, without a path; `path`: the base path of all instances.
     - `resolver`: finds the instances.
     - `listed`: the instances that the service itself lists.
-    - `named`: the caller has named the service, so the name applies to every instance.
+    - `named`: True if the caller has named the service, so that the name applies to every instance.
     - `watched`: the resolvers of the service, or of its parts, that are watched.
     """
 
@@ -168,13 +169,13 @@ class Target:
     def is_separate(self, instance: Instance) -> bool:
         """Return True if an instance has its own Host and TLS name, and not those of the service.
 
-        One with a scheme of its own is described by a URL, such as a fallback beside a service in
-        DNS.
+        An instance with a scheme of its own was given as a URL, for example as a fallback beside a
+        service in DNS.
         """
         return self.host is None or (instance.scheme is not None and not self.named)
 
     def authority_at(self, instance: Instance) -> str:
-        """Return the value of the Host header that an instance gets."""
+        """Return the value of the Host header of requests to an instance."""
         if (own := instance.headers.get("host")) is not None:
             return own
         if self.authority is not None and not self.is_separate(instance):
@@ -209,7 +210,7 @@ def target_of(
     if not parsed.in_dns:
         options.refuse(parsed.shown)
     scheme = _agreed(scheme, parsed.scheme, schemes[0])
-    # Cookies and URLs count as secure only if every instance uses TLS.
+    # Cookies and URLs are treated as secure only if every instance uses TLS.
     own = {one.scheme or scheme for one in parsed.listed} if parsed.unlike else {scheme}
     logical = schemes[0] if schemes[0] in own else schemes[1]
     authority = None
@@ -263,7 +264,8 @@ def _watched(
     path: str | None = None,
 ) -> ParsedService:
     """Make a service from a watcher. The name of the watcher is its host, unless no host can have
-    this name, or it is only the name of a user's class. The answers of a registry are checked."""
+    this name, or it is only the name of a user's class. The addresses in the answers of a registry
+    are checked."""
     resolver = WatchedResolver(
         watcher, clock=sources.clock, rng=sources.rng, scheduler=sources.scheduler
     )
@@ -288,7 +290,7 @@ def _from_url(service: str, sources: Sources) -> ParsedService:
 
 
 def _forms(schemes: Sequence[str]) -> str:
-    """The forms that `service` may have, for error texts."""
+    """Describe the forms that `service` may have, for error texts."""
     urls = [f"+{kind}://{source.rest}" for kind, source in URL_SOURCES.items()]
     urls.append("://host:port")
     shown_urls = ", ".join(f"'{scheme}{one}'" for one in urls for scheme in schemes)
@@ -312,9 +314,8 @@ def _from_list(items: Sequence[object], schemes: Sequence[str]) -> ParsedService
 
 
 def _from_urls(urls: Sequence[SplitResult], schemes: Sequence[str]) -> ParsedService:
-    """Parse a list of URLs. If all URLs have the same scheme and base path, these belong to the
-    service. Otherwise each instance has its own.
-    """
+    """Parse a list of URLs. If all URLs have the same scheme and base path, these are the scheme
+    and path of the service. Otherwise each instance has a scheme and a path of its own."""
     for url in urls:
         if url.scheme not in schemes:
             raise ValueError(
@@ -336,8 +337,8 @@ def _owning(instance: Instance, url: SplitResult) -> Instance:
 
 
 def _of_instances(instances: Sequence[Instance]) -> ParsedService:
-    """Parse a list of instances. If all have the same scheme and base path, these belong to the
-    service."""
+    """Parse a list of instances. If all have the same scheme and base path, these are the scheme
+    and path of the service."""
     forms = {(one.scheme, one.path) for one in instances}
     if len(forms) > 1:
         return _static(instances, None, None, unlike=True)
@@ -362,9 +363,9 @@ def _static(
 
 def _from_parts(service: Composite, sources: Sources) -> ParsedService:
     """Parse a composite. The scheme and the path come from the parts that have one, and the name
-    comes from the first part. Lists that differ in scheme or path keep their own values, and so do
-    instances with a scheme of their own beside a part that differs.
-    """
+    comes from the first part. If lists differ in scheme or path, each instance gets the scheme and
+    path of its own list. This also happens to a list whose instances have schemes of their own, if
+    another part of the composite has a different scheme or path."""
     parts = [_read(one, sources) for one in service.services]
     forms = {(one.scheme, one.path or "") for one in parts}
     unlike = any(one.unlike for one in parts)
@@ -407,7 +408,8 @@ def _own(part: ParsedService) -> bool:
 
 
 def _common(what: str, values: Iterable[str | None]) -> str | None:
-    """Return the common value of all parts that have a value. Raises ValueError if two differ."""
+    """Return the value that the parts have in common. Parts without a value are ignored. Raises
+    ValueError if two values differ."""
     known = {value for value in values if value is not None}
     if len(known) > 1:
         listed = ", ".join(one or "/" for one in sorted(known))
@@ -416,7 +418,8 @@ def _common(what: str, values: Iterable[str | None]) -> str | None:
 
 
 def _agreed(scheme: str, of_url: str | None, default: str) -> str:
-    """Combine `scheme=` with the scheme of the URL. The default agrees with both."""
+    """Combine the argument `scheme=` with the scheme of the URL. The default value of `scheme=`
+    fits both schemes."""
     if of_url is not None and scheme not in (default, of_url):
         raise ValueError(f"scheme={scheme!r} contradicts the URL, which says {of_url!r}")
     return of_url or scheme
@@ -425,8 +428,8 @@ def _agreed(scheme: str, of_url: str | None, default: str) -> str:
 def _nameless(parsed: ParsedService, scheme: str) -> tuple[str, str]:
     """Make a name for a service without one, for logs and for the host of its logical URL.
 
-    Instances that differ have no common URL, and the URL of one of them would contain its own base
-    path.
+    Instances with different schemes or paths have no common URL, and the URL of one of them would
+    contain its own base path.
     """
     if parsed.first is None or parsed.unlike:
         resolver = parsed.resolver

@@ -19,9 +19,9 @@ _SHOWN = 5
 
 
 def listed(refused: Iterable[RejectedRecord]) -> str:
-    """Describe refused records, or a few of them if there are many.
+    """Describe refused records for a text. If there are many, only a few are named.
 
-    The records are sorted, so that the same records always make the same text.
+    The records are sorted, so that the same records always give the same text.
     """
     shown = sorted({f"{one.record}: {one.reason}" for one in refused})
     more = f"; and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
@@ -31,12 +31,13 @@ def listed(refused: Iterable[RejectedRecord]) -> str:
 def text_of(error: BaseException | None) -> str:
     """Describe an error in one line.
 
-    The error may be of a user's own class. Its text may be empty, and its `str()` may fail.
+    The error may be of a class of the user: its text may be empty, and its `str()` may raise an
+    exception.
     """
     try:
         kind, text = type(error).__name__, str(error)
         if not text or not isinstance(error, LoadBalancingError | OSError):
-            text = f"{kind}: {text}" if text else kind  # str(KeyError) is only the key
+            text = f"{kind}: {text}" if text else kind  # the text of a KeyError is only the key
         return text if text.isprintable() else repr(text)[1:-1]
     except Exception as failure:  # an error without a usable text must not end discovery
         if is_interruption(failure):
@@ -84,7 +85,8 @@ class Watcher(Protocol):
 
 
 def usable(answer: object, about: str = "") -> Answer:
-    """Check the result of `resolve`. Raises DiscoveryError if it has no instances for calls."""
+    """Check the result of `resolve`, and return it. Raises DiscoveryError if it contains no
+    instances for calls."""
     if not isinstance(answer, Answer):
         kind = type(answer).__name__
         raise DiscoveryError(f"resolve(){about} must return an lbclient.Answer, not {kind}")

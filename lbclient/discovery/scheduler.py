@@ -1,16 +1,18 @@
 """The scheduler of background work: runs each job when it is due, and owns the threads for this.
 
-One daemon thread schedules the jobs of all services of the process. It only waits and starts
-rounds. A round may block in a resolver for seconds, so it runs on a daemon thread of its own, and
-ten names without an answer do not delay another name. (Idle connections are closed on the
-scheduler's thread, since closing never blocks.) A service has at most one round under way. The
-scheduler does not keep a client alive, does not delay the exit of the interpreter, and starts only
-when it is needed. A forked child starts again, and its clients register again.
+One daemon thread schedules the jobs of all services of the process. This thread only waits, and
+starts the rounds of the jobs. A round may block in a resolver for seconds. So each round runs on a
+daemon thread of its own, and ten names without an answer do not delay another name. (Idle
+connections are closed on the scheduler's thread, since closing never blocks.) A service has at most
+one round under way. The scheduler does not keep a client alive, does not delay the exit of the
+interpreter, and starts only when it is needed. In a forked child, the scheduler starts again, and
+the clients register their jobs again.
 
-A caller may hold a lock, and a finalizer that needs this lock may run at any time on any thread. So
-callers share only a queue with the scheduler, which never blocks. Only the scheduler's thread uses
-the other attributes. The queue and the locks are created when they are first needed, since gevent
-and eventlet replace the types in `queue` and `threading`, possibly after this module was imported.
+The caller of `schedule` may hold a lock. A finalizer that needs this lock may run at any time, on
+any thread, also on the scheduler's thread. So callers and the scheduler share only a queue, whose
+methods never block. Only the scheduler's thread uses the other attributes. The queue and the locks
+are created when they are first needed, since gevent and eventlet replace the types in `queue` and
+`threading`, possibly after this module was imported.
 """
 
 from __future__ import annotations
@@ -61,8 +63,8 @@ def jittered(seconds: float, rng: random.Random) -> float:
 class Backoff:
     """Computes the wait after a failure: 1 s, then twice as long each time, up to 30 s.
 
-    Up to a tenth is subtracted at random. `demanded` is the shorter wait if a call needs an answer:
-    at most 5 s.
+    Up to a tenth is subtracted at random. `demanded` is the wait if a call needs an answer: it is
+    shorter, at most 5 s.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -83,9 +85,8 @@ class Backoff:
 
 
 class ScheduledJob(Protocol):
-    """A job: the discovery or the health checks of a service, or a registration's renewal. Its
-    rounds may block.
-    """
+    """A job of the scheduler, such as the discovery of a service, its health checks, or the renewal
+    of a registration. Its rounds may block."""
 
     ticket: int
     """The scheduler's ticket for the next round."""
@@ -107,7 +108,7 @@ class ScheduledJob(Protocol):
 
     @property
     def quick(self) -> bool:
-        """True if a round neither blocks nor computes for long, and so needs no thread."""
+        """True if a round never takes long, so that it runs on the scheduler's thread."""
         ...
 
     def clock(self) -> float:
@@ -115,7 +116,8 @@ class ScheduledJob(Protocol):
         ...
 
     def claim(self) -> bool:
-        """Claim the round that is due. False if none is due, or one is under way."""
+        """Claim the round that is due. Returns False if no round is due, or a round is under
+        way."""
         ...
 
     def run(self) -> None:
@@ -124,7 +126,8 @@ class ScheduledJob(Protocol):
 
 
 class PeriodicJob(ABC):
-    """A job that runs a round about every `interval` seconds, never two at a time.
+    """A job that runs a round about every `interval` seconds, and never two rounds at the same
+    time.
 
     Rounds may block. A subclass does its work in `work`. There are no rounds before `begin`.
     """
@@ -146,10 +149,11 @@ class PeriodicJob(ABC):
         return self._round.locked()
 
     def begin(self) -> None:
-        """Start the job. The first round comes at a random time, so that clients spread out.
+        """Start the job. The first round begins at a random time, so that the rounds of many
+        clients are spread out.
 
-        A forked child calls this method too, since the parent's thread, and the round under way, do
-        not exist in the child.
+        A forked child calls this method too, since the threads of the parent do not exist in the
+        child.
         """
         self._round = threading.Lock()
         self.next_at = self.clock() + self._rng.random() * self._interval
@@ -159,7 +163,8 @@ class PeriodicJob(ABC):
         self.stopped = True
 
     def claim(self) -> bool:
-        """Claim the round that is due. False if none is due, or one is under way."""
+        """Claim the round that is due. Returns False if no round is due, or a round is under
+        way."""
         due = not self.stopped and self.clock() >= self.next_at
         return due and self._round.acquire(blocking=False)
 
@@ -177,7 +182,8 @@ class PeriodicJob(ABC):
         """Do the work of one round."""
 
     def _next(self, began: float) -> float:
-        """The time when the next round is due, at the end of a round that began at `began`."""
+        """Return the time when the next round is due. This method is called at the end of a round
+        that began at `began`."""
         return began + jittered(self._interval, self._rng)
 
 
@@ -185,10 +191,10 @@ class Scheduler(Protocol):
     """Runs the rounds of jobs: on background threads, or in virtual time."""
 
     generation: object
-    """A different object in a forked child."""
+    """An object that identifies this scheduler. A forked child has another object here."""
 
     def schedule(self, job: ScheduledJob) -> None:
-        """Run the next round of `job` at its `next_at`."""
+        """Run the next round of `job` at the time `job.next_at`."""
         ...
 
 
@@ -197,16 +203,16 @@ class ThreadScheduler:
 
     def __init__(self) -> None:
         self.generation: object = object()
-        """A different object in a forked child: jobs that were registered with the old one register
-        again.
-        """
+        """An object that identifies this scheduler. A forked child has another object here, so that
+        jobs know that they must register again."""
         self.started: bool = False
         """True once the scheduler's thread runs. From then on a finalizer may call `schedule`."""
         self._lock_type: object = None
         """`threading.Lock` as it was when the scheduler's thread started."""
         self._warned = False
         self._blocked: set[signal.Signals] = set()
-        """The signals that the scheduler's thread blocks, and its rounds do not."""
+        """The signals that the scheduler's thread blocks. The threads of its rounds do not block
+        them."""
         self._heap: list[tuple[float, int, weakref.ref[ScheduledJob]]] = []
         self._crowded = _CROWDED
         self._order = itertools.count()
@@ -217,16 +223,17 @@ class ThreadScheduler:
 
     @Lazy
     def _running(self) -> threading.Lock:
-        """Held by the thread that runs the loop."""
+        """The lock that the scheduler's thread holds while it runs."""
         return threading.Lock()
 
     def schedule(self, job: ScheduledJob) -> None:
-        """Run the next round of `job` at its `next_at`. Replaces a round that was scheduled
-        before."""
+        """Run the next round of `job` at the time `job.next_at`. This replaces a round that was
+        scheduled before."""
         self._inbox.put(weakref.ref(job))
         if not self.started:
-            # If this line raises (no more threads, a signal handler), the next call tries again. If
-            # several threads are started, all but one end at once.
+            # This line may raise an exception (no more threads can be started, or a signal handler
+            # raises). Then the next call tries again. If several threads are started, all but one
+            # end at once.
             _daemon(self._loop, "lbclient-refresher")
             self.started = True
 
@@ -265,7 +272,7 @@ class ThreadScheduler:
             self._sweep()
 
     def _sweep(self) -> None:
-        """Drop the entries that are out of date, when there may be as many of them as others."""
+        """Drop the entries that are out of date, if they may be half of all entries."""
         self._heap = [(at, ticket, ref) for at, ticket, ref in self._heap if _its(ticket, ref)]
         heapq.heapify(self._heap)
         self._crowded = max(_CROWDED, 2 * len(self._heap))
@@ -282,13 +289,13 @@ class ThreadScheduler:
         """Run a function on a daemon thread of its own, or on this thread if no thread can be
         started."""
         if self._lock_type not in (None, threading.Lock):
-            # `threading` would start a green thread now, and this real thread would never run it.
+            # Now `threading` would start a green thread, which this real thread would never run.
             self._warn_of_late_patch()
             run()
             return
         try:
             _daemon(run, name)
-        except RuntimeError:  # no more threads can be started: run it on this thread, though later
+        except RuntimeError:  # no more threads can be started: run it on this thread
             run()
 
     def spawn(self, run: Callable[[], None], name: str) -> None:
@@ -313,7 +320,7 @@ class ThreadScheduler:
             if job.claim():
                 job.run()
         finally:
-            if not job.busy:  # otherwise the round under way schedules the next one itself
+            if not job.busy:  # a round under way schedules the next one itself
                 self.schedule(job)
 
     def _warn_of_late_patch(self) -> None:
@@ -326,11 +333,10 @@ class ThreadScheduler:
             )
 
     def after_fork(self) -> None:
-        """In a forked child: start again, since the threads are gone and locks may never be
-        released.
-        """
+        """In a forked child: start again, since the threads do not exist and their locks would
+        never be released."""
         vars(self).clear()
-        self.__init__()  # type: ignore[misc]  # the child needs everything in its initial state
+        self.__init__()  # type: ignore[misc]  # the child needs the initial state
 
 
 def _its(ticket: int, ref: weakref.ref[ScheduledJob]) -> ScheduledJob | None:

@@ -1,4 +1,4 @@
-"""The parts of a service's URL, checked. No error repeats text that may be secret."""
+"""Checks the parts of a service's URL. No error contains text that may be secret."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ DEFAULT_PORTS = {**HTTP_PORTS, **dict.fromkeys(GRPC, 443)}
 
 
 def host_of(url: SplitResult) -> str:
-    """The host of a URL. Raises ValueError if it has no valid host."""
+    """Return the host of a URL. Raises ValueError if the URL has no valid host."""
     return validation.host("service (its host)", url.hostname or "")
 
 
 def path_of(url: SplitResult) -> str:
-    """The base path of a URL, without the final slash."""
+    """Return the base path of a URL, without the final slash."""
     return url.path.rstrip("/")
 
 
 def shown(url: SplitResult) -> str:
-    """The URL as text, without userinfo and query, which may be secret."""
+    """Return the URL as text, without userinfo and query, which may be secret."""
     return f"{url.scheme}://{validation.bare(url.netloc + url.path)}"
 
 
 def authority_of(host: str, port: int, scheme: str) -> str:
-    """The value of the Host header; a port that is the scheme's default is left out."""
+    """Return the value of the Host header. The default port of the scheme is left out."""
     bracketed = f"[{host}]" if ":" in host else host
     return bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
 
@@ -78,14 +78,14 @@ class Sources(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedService:
-    """The resolver of a service, and the parts that the service specifies. Parts that it does not
-    specify are None.
+    """The resolver of a service, and those parts of its name and URL that the argument `service`
+    contains. All other parts are None.
 
     `shown` is the text for logs and errors if the service has no name. `first` is the first
-    instance of a list, `listed` are the instances of a list, or of the lists of a composite. If
-    `unlike` is True, they differ in scheme or base path, and each has its own. `in_dns` is True if
-    DNS resolves the service, or a part of it. `watched` are the resolvers of the parts that are
-    watched.
+    instance of a list. `listed` are the instances of a list, or of the lists of a composite. If
+    `unlike` is True, these instances differ in scheme or base path, and each has a scheme and a
+    base path of its own. `in_dns` is True if DNS resolves the service, or a part of it. `watched`
+    are the resolvers of the parts that are watched.
     """
 
     resolver: Resolver

@@ -2,11 +2,11 @@
 next lookup.
 
 The subscription decides and stores. `scheduler` runs it on background threads, and the simulator
-runs it in virtual time. Each wait is partly random, so that clients that start together do not ask
-together.
+runs it in virtual time. Each wait is partly random, so that clients that start at the same time do
+not ask at the same time.
 
-A service that is watched is not looked up at intervals. The outcome of its watch is taken over in a
-round, which the watch makes due.
+A service that is watched is not looked up at intervals. When its watch has an outcome (an answer or
+a failure), the watch makes a round due, and the round applies the outcome.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from lbclient.errors import DiscoveryError, ServiceAbsent
 __all__ = ["ServiceSubscription"]
 
 FLOOR, CEILING = 1.0, 3600.0
-"""The bounds of the refresh interval in seconds, so that a TTL of 0 does not flood DNS. Users can
-change the lower bound.
-"""
+"""The lower and the upper bound of the refresh interval, in seconds. Without the lower bound, a TTL
+of 0 would flood DNS. Users can change the lower bound."""
 EARLY = 5.0
-"""At most one early refresh in this many seconds."""
+"""There is at most one early refresh in this many seconds."""
 _SPACING = 0.1
 """Seconds between the beginnings of two rounds that a watch makes due. An update takes effect at
 once, and a burst of updates takes at most ten rounds a second."""
 _NO_TIME = sys.float_info.max
-"""When the next round of a watched service is due, unless its watch makes one due before."""
+"""The time at which the next round of a watched service is due, unless its watch makes a round due
+earlier. It is so late that it never comes."""
 
 _logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class SubscriptionListener(Protocol):
     """
 
     def on_update(self, answer: Answer) -> Callable[[], None]:
-        """Compute the changes of a good answer, without the lock. Call the result under the
-        lock."""
+        """Compute the changes that a good answer causes, without the lock. Call the returned
+        function with the lock held, to apply the changes."""
         ...
 
     def on_absent(self) -> None:
@@ -58,7 +58,8 @@ class SubscriptionListener(Protocol):
         ...
 
     def on_error(self) -> None:
-        """Called under the lock when there was no good answer: the last good set stays in use."""
+        """Called under the lock when there was no good answer. The last good set of instances stays
+        in use."""
         ...
 
     def publish(self) -> None:
@@ -103,7 +104,7 @@ class ServiceSubscription:
         self._watched = watched
         self.next_at: float = -math.inf if self._watch is None else _NO_TIME
         self.fresh: bool = False
-        """True if the last lookup gave a good answer. Then nothing else must be checked before a
+        """True if the last lookup gave a good answer. Then no other state must be checked before a
         pick."""
         self._resolver = resolver
         self._listener = listener
@@ -124,7 +125,7 @@ class ServiceSubscription:
 
     @property
     def known(self) -> bool:
-        """True if there was an answer, and the service was not declared absent after that."""
+        """True if there was a good answer, and the service was not declared absent later."""
         return self._answer is not None
 
     @property
@@ -134,8 +135,8 @@ class ServiceSubscription:
 
     @property
     def stopped(self) -> bool:
-        """True if no more lookups are needed: the list never changes, or nothing uses the
-        service."""
+        """True if no more lookups are needed, since the list never changes or nothing uses the
+        service any more."""
         return self.next_at == math.inf
 
     def age(self, now: float) -> float | None:
@@ -146,7 +147,8 @@ class ServiceSubscription:
         return 0.0 if self.is_static else max(0.0, now - self._confirmed_at)
 
     def failure(self, now: float) -> DiscoveryError | None:
-        """Return an error if discovery is the reason why the service cannot be used now."""
+        """Return an error if the service cannot be used now because of discovery; otherwise
+        None."""
         if self._answer is None:
             waiting = self.busy or now >= self.next_at or self._pending
             return None if self.error is None or waiting else self._unknown()
@@ -163,8 +165,8 @@ class ServiceSubscription:
 
     @property
     def changes_at(self) -> float:
-        """The time when the known set becomes too old to be used, unless a new answer comes
-        before. A lookup has then failed. A watch is silent, or has failed."""
+        """The time when the known set becomes too old to be used, unless a new answer comes before.
+        A set becomes too old only while lookups fail, or while a watch has failed or is silent."""
         if self._max_stale is None or self._answer is None or self.is_static:
             return math.inf
         if self.error is None and (self._watch is None or self._watch.pending):
@@ -186,28 +188,29 @@ class ServiceSubscription:
 
     @property
     def waiting(self) -> list[Signal]:
-        """Return the signals of all calls that wait for a round. Hold the lock."""
+        """Return the signals of all calls that wait for a round. Read this with the lock held."""
         return [*self._waiting, *self._later]
 
     def wait(self, signal: Signal) -> None:
-        """Set this signal when the round under way, or else the next one, ends. Hold the lock."""
+        """Register a signal. It is set when the round under way ends, or the next round if none is
+        under way. Call this method with the lock held."""
         self._waiting[signal] = None
 
     def wait_anew(self) -> Signal:
-        """Return a signal for the next round that begins, since a round under way may be too
-        old."""
+        """Return a signal that is set at the end of the next round that begins. A round that is
+        under way may be too old."""
         signal = Signal()
         (self._later if self.busy else self._waiting)[signal] = None
         return signal
 
     def forget(self, signal: Signal) -> None:
-        """Drop a signal that nothing waits for any more. Hold the lock."""
+        """Remove a signal that no call waits for any more. Call this method with the lock held."""
         for signals in (self._waiting, self._later):
             signals.pop(signal, None)
 
     def request_refresh(self, now: float) -> bool:
-        """Request an early refresh. False if the last early refresh was too recent. Hold the
-        lock."""
+        """Request an early refresh. Returns False if the last early refresh was too recent. Call
+        this method with the lock held."""
         if self.next_at <= now or self.stopped or now - self._early_at < EARLY:
             return False
         self._early_at = now
@@ -216,7 +219,7 @@ class ServiceSubscription:
     def expedite(self, now: float) -> bool:
         """Make a round due now. If the service itself is watched, the next outcome of its watch
         makes the round due, and a failed watch starts early. Returns True if the caller must
-        schedule the subscription. Hold the lock."""
+        schedule the subscription. Call this method with the lock held."""
         expected = [one.expedite() for one in self._watched]
         if self._watch is not None and any(expected):
             return False
@@ -225,7 +228,7 @@ class ServiceSubscription:
 
     def poke(self) -> bool:
         """Make a round due, since a watch has an outcome. Returns True if the caller must schedule
-        the subscription. Hold the lock."""
+        the subscription. Call this method with the lock held."""
         if self.stopped:
             return False
         self._poked = True
@@ -243,7 +246,7 @@ class ServiceSubscription:
         (While no call needs an answer, the wait between failed lookups grows to 30 s.)
 
         Returns True if this lookup is earlier than the planned one. The caller must then schedule
-        the subscription. Hold the lock.
+        the subscription. Call this method with the lock held.
         """
         for one in self._watched:
             one.demand()
@@ -254,7 +257,8 @@ class ServiceSubscription:
         return True
 
     def claim(self) -> bool:
-        """Claim the round that is due. False if none is due, or one is under way."""
+        """Claim the round that is due. Returns False if no round is due, or a round is under
+        way."""
         with self._lock:
             if self.busy or self.clock() < self.next_at:
                 return False
@@ -270,13 +274,12 @@ class ServiceSubscription:
         self._later.clear()
         self.busy = False
         now = self.clock()
-        if now < self.next_at < math.inf:  # not at the time of the parent's round
+        if now < self.next_at < math.inf:  # at another time than the parent's round
             self.next_at = now + (self.next_at - now) * self._rng.random()
 
     def run(self) -> None:
-        """Run one round, after `claim`: look up, apply the answer, wake waiting calls. It may
-        block.
-        """
+        """Run one round, after `claim`: look the service up, apply the answer, and wake waiting
+        calls. This method may block."""
         got, error, known = self._ask(), self.error, self._answer
         waiting: list[Signal] = []
         try:
@@ -299,9 +302,10 @@ class ServiceSubscription:
                 signal.set()
 
     def _ask(self) -> _Prepared | Exception:
-        """Look up. Returns the answer, and a function that applies it.
+        """Look the service up. Returns the answer, and a function that applies it.
 
-        The changes of ten thousand instances are computed here, without the lock.
+        The changes are computed in this method, without the lock, since there may be ten thousand
+        instances.
         """
         try:
             answer = usable(self._resolver.resolve(), f" about {self.service}")
@@ -315,7 +319,7 @@ class ServiceSubscription:
 
     def _succeeded(self, found: _Prepared) -> None:
         answer, self._answered_at = found.answer, self.clock()
-        self._answer = Answer((), answer.ttl, answer.refused)  # the listener keeps the instances
+        self._answer = Answer((), answer.ttl, answer.refused)  # the listener stores the instances
         self.error = None
         self.fresh = self._watch is None or self._max_stale is None
         self._backoff.succeeded()
@@ -358,7 +362,8 @@ class ServiceSubscription:
         return jittered(min(max(ttl, self._floor), CEILING), self._rng)
 
     def _unknown(self) -> DiscoveryError:
-        """Make a new error for each call, since an exception changes when it is raised."""
+        """Return the error for a call. Each call gets a new error object, since an exception
+        changes when it is raised."""
         if isinstance(self.error, ServiceAbsent):
             error: DiscoveryError = ServiceAbsent(str(self.error))
         elif isinstance(self.error, DiscoveryError):

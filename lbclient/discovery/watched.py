@@ -1,14 +1,15 @@
-"""A watcher as a resolver: runs the watch, keeps the last answer, and starts a failed watch again.
+"""Turns a watcher into a resolver: runs the watch, stores the last answer, and starts a failed
+watch again.
 
-A watch ends when it fails. The next one begins after a wait of 1 to 30 s, or within 5 s if a call
-needs an answer, and at least a second after the one before it began. Meanwhile the subscription
-keeps the last good set, as it does while lookups fail.
+A watch ends when it fails. The next watch begins after a wait of 1 to 30 s, or within 5 s if a call
+needs an answer. It begins at least one second after the previous watch began. Meanwhile the last
+good set of instances stays in use, as while lookups fail.
 
-The subscription runs a round whenever the watch has an outcome (an answer or a failure), so an
-update takes effect at once, and is applied, reported and logged as the answer of a lookup is.
+The subscription runs a round whenever the watch has an outcome (an answer or a failure). So an
+update takes effect at once. It is applied, reported and logged like the answer of a lookup.
 
-A watch neither keeps its balancer alive, nor delays anything: it runs in the background, and
-`close` does not wait for it. What an old watch sends is ignored.
+A watch runs in the background. It does not keep its balancer alive, and `close` does not wait for
+it. Updates from an old watch are ignored.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ Alive: TypeAlias = Callable[[], None]
 Ended: TypeAlias = Callable[[BaseException | None], None]
 
 _FIRST_ANSWER = 5.0
-"""Seconds within which a watch should send its first answer. Calls wait for it that long."""
+"""Seconds within which a watch should send its first answer. Calls wait for this answer, but not
+longer."""
 _APART = 1.0
-"""Seconds from the start of a watch to the start of the next one, at least."""
+"""The minimum number of seconds from the start of a watch to the start of the next watch."""
 
 
 class BackgroundWatcher(ABC):
@@ -62,19 +64,18 @@ class BackgroundWatcher(ABC):
     def start(self, update: Update, alive: Alive, ended: Ended) -> Callable[[], None]:
         """Start a watch, without blocking. `update` and `alive` are those of `Watcher.watch`.
 
-        The watch calls `ended` once when it is over, with the exception that ended it, or with
+        When the watch has ended, it calls `ended` once, with the exception that ended it, or with
         None. Returns a function that stops the watch. A finalizer may call that function, so it
-        neither blocks nor takes a lock.
+        must not block or take a lock.
         """
 
     def release(self) -> None:  # noqa: B027  # most watchers belong to nobody
-        """Called when the balancer was closed, whether a watch runs or not."""
+        """Called when the balancer was closed, even if no watch is running."""
 
 
 class ThreadWatcher(BackgroundWatcher):
     """Runs a user's watcher, which blocks, on a daemon thread of its own. The watcher belongs to
-    one balancer, and is closed with it.
-    """
+    one balancer, and is closed with it."""
 
     def __init__(self, watcher: Watcher) -> None:
         self.name = type(watcher).__name__
@@ -126,11 +127,11 @@ class _Close:
         return self.next_at == math.inf
 
     def clock(self) -> float:
-        """Return 0: the round is due at once."""
+        """Return 0, since the round is due at once."""
         return 0.0
 
     def begin(self) -> None:
-        """Schedule the round. A finalizer may call this."""
+        """Schedule the round. A finalizer may call this method."""
         if not self.begun:
             self.begun, self.next_at = True, 0.0
             self._pending.add(self)
@@ -142,18 +143,17 @@ class _Close:
         return due
 
     def run(self) -> None:
-        """Close the watcher. An error of a watcher that is no longer used is not reported."""
+        """Close the watcher. Errors are not reported, since the watcher is no longer used."""
         self._pending.discard(self)
         with contextlib.suppress(Exception):
             self._watcher.close()
 
 
 class WatchedResolver:
-    """Returns the last answer of a watcher, which it runs. It belongs to one balancer.
+    """A resolver that runs a watcher and returns its last answer. It belongs to one balancer.
 
-    It is a job of the scheduler: a round starts the watch, or gives up waiting for its first
-    answer. The first round is due after `start`.
-
+    This object is also a job of the scheduler: a round starts the watch, or ends the wait for its
+    first answer. The first round is due after `start`.
     """
 
     busy: bool = False
@@ -177,7 +177,8 @@ class WatchedResolver:
         self.notify: Callable[[], None] | None = None
         """Called, on any thread, when there is a new outcome."""
         self.checker: AddressChecker | None = None
-        """Checks each answer, in `resolve`. None for a watcher of the user, who is trusted."""
+        """Checks the addresses of each answer, in `resolve`. None for a user's own watcher, whose
+        answers are trusted."""
         self._watcher = watcher
         self._scheduler = scheduler
         self._backoff = Backoff(rng)
@@ -185,7 +186,8 @@ class WatchedResolver:
         self._traceback: TracebackType | None = None
         self._life: _Life | None = None
         self._answered = False
-        """True once the current watch has an outcome, or has taken too long."""
+        """True once the current watch has an outcome, or has taken too long for its first
+        answer."""
         self._closed = False
         self._started_at = -math.inf
         self._failed_at = -math.inf
@@ -197,23 +199,25 @@ class WatchedResolver:
 
     @Lazy
     def _lock(self) -> threading.RLock:
-        # A reentrant lock, since a finalizer or a signal handler of the user may call `update`.
+        # The lock is re-entrant, since a finalizer or a signal handler of the user may call
+        # `update`.
         return threading.RLock()
 
     @property
     def stopped(self) -> bool:
-        """True if no round is due, unless something happens."""
+        """True if no round is planned."""
         return self.next_at == math.inf
 
     @property
     def pending(self) -> bool:
-        """True while calls should wait for an outcome: the watch has begun, or will begin at the
-        first call, and has not sent an answer yet."""
+        """True while calls should wait for an outcome. This is so until the first answer of a watch
+        that has begun, or that will begin at the first call."""
         return not self._answered
 
     @property
     def complete(self) -> bool:
-        """False if more instances of the last answer are expected soon."""
+        """False if further instances of the last answer may soon be usable, since a lookup of names
+        is under way."""
         return self.checker is None or not self.checker.under_way
 
     @property
@@ -226,7 +230,7 @@ class WatchedResolver:
         return self.clock() >= self.next_at
 
     def run(self) -> None:
-        """Start the watch. If it runs already, give up waiting for its first answer."""
+        """Start the watch. If the watch is already running, end the wait for its first answer."""
         with self._lock:
             if self._closed or not self.claim():  # something has happened meanwhile
                 return
@@ -244,7 +248,7 @@ class WatchedResolver:
             life.start(self._watcher)
 
     def start(self) -> None:
-        """Start the watch soon, unless it runs, or will run again after a failure."""
+        """Start the watch soon, unless it is running, or is already planned after a failure."""
         with self._lock:
             if self._closed or self._life is not None or not self.stopped:
                 return
@@ -256,8 +260,8 @@ class WatchedResolver:
         self._expedite(self._failed_at + self._backoff.demanded)
 
     def expedite(self) -> bool:
-        """Start the watch as soon as possible, unless it runs. Returns True if its first answer is
-        expected soon."""
+        """Start the watch as soon as possible, unless it is running. Returns True if its first
+        answer is expected soon."""
         self._expedite(self.clock())
         return not self._answered or self._life is None
 
@@ -297,7 +301,7 @@ class WatchedResolver:
         self._started_at = -math.inf
 
     def take(self, life: _Life, outcome: Answer | Exception) -> None:
-        """Take over what a watch has sent: an answer, or the reason why it cannot be used."""
+        """Store what a watch has sent: an answer, or the reason why an answer cannot be used."""
         with self._lock:
             if life is not self._life:
                 return
@@ -308,12 +312,12 @@ class WatchedResolver:
         self.tell()
 
     def confirm(self, life: _Life) -> None:
-        """Note that the answer in use is still right, as a watch has said."""
+        """Record that the answer in use is still right, since the watch has called `alive`."""
         if life is self._life and self._answered and not self.failed:
             self.heard_at = self.clock()
 
     def end(self, life: _Life, error: Exception) -> None:
-        """Note that a watch has ended, and plan the next one."""
+        """Record that a watch has ended, and plan the next watch."""
         with self._lock:
             if life is not self._life:
                 return
@@ -342,7 +346,7 @@ class WatchedResolver:
             self.heard_at = self.clock()
 
     def tell(self) -> None:
-        """Wake a round that waits, and make another one due."""
+        """Wake the round that waits for an outcome, and make another round due."""
         if (waiting := self._waiting) is not None:
             waiting.put(None)
         if self.notify is not None:
@@ -387,17 +391,17 @@ class _Life:
             self._stop()
 
     def stop(self) -> None:
-        """Stop the watch, which may be over already."""
+        """Stop the watch, which may already have ended."""
         self._stopped = True
         if (stop := self._stop) is not None:
             stop()
 
     def abandon(self) -> None:
-        """In a forked child: leave the watch to the parent."""
+        """In a forked child: forget the watch, which belongs to the parent."""
         self._stop = None
 
     def update(self, answer: Answer) -> None:
-        """Take an answer, from any thread."""
+        """Called by the watch, on any thread, with an answer."""
         if (resolver := self._resolver()) is None:
             return
         if isinstance(answer, Answer):
@@ -412,12 +416,12 @@ class _Life:
         )
 
     def alive(self) -> None:
-        """Take a sign of life, from any thread."""
+        """Called by the watch, on any thread, if nothing has changed."""
         if (resolver := self._resolver()) is not None:
             resolver.confirm(self)
 
     def ended(self, error: BaseException | None) -> None:
-        """Take the end of the watch."""
+        """Called by the watch when it has ended."""
         if (resolver := self._resolver()) is None:
             return
         if error is None:

@@ -31,7 +31,7 @@ __all__ = ["BalancedChannel", "DeadlineInterceptor", "channel"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "aio":  # as an attribute too, without an import of its own
+    if name == "aio":  # `lbclient.grpc.aio` needs no separate import
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -56,18 +56,20 @@ def channel(
       `"grpc+dns://orders.example.com:50051"`, a list of `"host:port"` or of `Instance`, an object
       with `resolve() -> Answer`, a `Watcher`, or several of these as `FirstOf(...)` or
       `Union(...)`.
-    - `credentials`: for TLS, such as `grpc.ssl_channel_credentials()`; required for the scheme
-      `grpcs`. TLS verifies the name of the service.
+    - `credentials`: the credentials for TLS, such as `grpc.ssl_channel_credentials()`; required for
+      the scheme `grpcs`. TLS verifies the name of the service.
     - `options`: gRPC's channel arguments, as `grpc.insecure_channel` takes them.
-    - `interceptors`: client interceptors. They see each call once, however many attempts it has.
+    - `interceptors`: client interceptors. They are called once for each call, even if the call has
+      several attempts.
     - `idempotent`: the methods that may be repeated even if an attempt may have been carried out:
-      full names such as `"/orders.Orders/Get"`, or a function that takes a name. In addition to the
-      names, methods whose descriptor has an `idempotency_level` may be repeated. A call that was
-      never sent may always be repeated, and a stream of responses may be repeated until its first
+      full names such as `"/orders.Orders/Get"`, or a function that takes a name. In addition,
+      methods whose descriptor has an `idempotency_level` may be repeated. A call that was never
+      sent may always be repeated, and a stream of responses may be repeated until its first
       message.
     - `codes`: the statuses that are retried.
 
-    Errors are `grpc.RpcError`. If lbclient itself ended the call, its own exception is the cause.
+    Errors are `grpc.RpcError`s. If lbclient itself has ended the call, the cause of the error is an
+    exception of lbclient.
 
     Raises ValueError or TypeError, naming the argument, if an argument is invalid.
     """

@@ -1,4 +1,4 @@
-"""Connects gRPC to one balancer: everything except the RPCs themselves."""
+"""Connects gRPC to one balancer. The RPCs themselves are in other modules."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OWN: Mapping[str, Any] = {
     "grpc.use_local_subchannel_pool": 1,  # channels would share connections and back-offs
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
-    "grpc.min_reconnect_backoff_ms": 1250,  # in fact the time for connecting, as over HTTP
+    "grpc.min_reconnect_backoff_ms": 1250,  # in fact the timeout for connecting, as for HTTP
 }
 
 
@@ -49,8 +49,8 @@ class GrpcBalancer(Balancer):
 
 
 class Adapter:
-    """Connects gRPC to one balancer. It checks the arguments, begins calls, and defines how
-    instances are addressed."""
+    """Connects gRPC to one balancer. It checks the arguments of a channel, begins calls, and
+    decides which target name is used for an instance."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Adapter:
         self.closed: str = (
             f"the channel to {self._target.name} is closed: open a new channel for further RPCs"
         )
-        """The text of the error of RPCs that begin after the channel was closed."""
+        """The error text for RPCs that begin after the channel was closed."""
         self.health: Health | None = None
         try:
             _check(self._target, credentials)
@@ -107,7 +107,7 @@ class Adapter:
         self.load_reports: LoadReports | None = None if loads is None else LoadReports(loads)
 
     def close(self) -> None:
-        """Send nothing more, and check no instance any more."""
+        """Begin no more calls, and end the health checks."""
         self.balancer.close()
         if self.health is not None:
             self.health.close()
@@ -143,14 +143,14 @@ class Adapter:
         return target, list({**own, **self._options}.items())
 
     def open_blocking(self, endpoint: Endpoint) -> grpc.Channel:
-        """Open a channel to one instance, for threads. It connects at its first RPC. Raises
-        RuntimeError in a forked child in which gRPC would block."""
+        """Open a channel to one instance, for threads. The channel connects at its first RPC.
+        Raises RuntimeError in a forked child in which gRPC would block."""
         channel: grpc.Channel = self._open(grpc, endpoint)
         return channel
 
     def open_on_loop(self, endpoint: Endpoint) -> grpc.aio.Channel:
         """Open a channel to one instance, for the running event loop of asyncio. Raises
-        RuntimeError as `open_blocking` does."""
+        RuntimeError in a forked child in which gRPC would block."""
         channel: grpc.aio.Channel = self._open(grpc.aio, endpoint)
         return channel
 
@@ -171,8 +171,8 @@ class MethodCalls:
         self.adapter: Adapter = adapter
         self.method: Method = method
         self._binding = adapter.binding
-        # A stream may be repeated until its first message, since its caller has received nothing
-        # before.
+        # A stream of responses may be repeated until its first message, since its caller has
+        # received nothing before.
         streams = method.kind.endswith("_stream")
         self._idempotent: bool = streams or adapter.is_idempotent(method.path)
         self._semantics = adapter.semantics(method.path)
@@ -202,7 +202,7 @@ def _check(target: Target, credentials: object) -> None:
 
 
 def _as_urls(service: Service, *, secure: bool) -> Service:
-    """Accept `host:port` instead of any URL."""
+    """Return the service with each `host:port` replaced by a URL."""
     if isinstance(service, str):
         return cast("Service", _url(service, secure=secure))
     if isinstance(service, Composite):
@@ -240,7 +240,8 @@ def _idempotent(idempotent: Idempotent) -> Callable[[str], bool]:
 
 
 def _declared_idempotent(method: str) -> bool:
-    """True if the method's descriptor has an `idempotency_level` that allows repeating it."""
+    """True if the method's descriptor has an `idempotency_level` that says that the method may be
+    repeated."""
     try:
         pool = import_module("google.protobuf.descriptor_pool")  # stubs may not use protobuf
         name = method.removeprefix("/").replace("/", ".")

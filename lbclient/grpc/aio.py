@@ -40,7 +40,8 @@ __all__ = ["BalancedChannel", "DeadlineInterceptor", "channel"]
 _POLL = 0.1
 """Seconds between two checks of the connectivity."""
 _NOWHERE = "ipv4:127.0.0.1:9"
-"""The target of the channel whose interceptors are used. It never connects."""
+"""The target of gRPC's own channel, which only calls the interceptors. This channel never
+connects."""
 
 
 def channel(
@@ -127,7 +128,7 @@ _KINDS: dict[str, Any] = {
 
 
 class _Loop:
-    """The objects of one event loop."""
+    """The objects of a channel that belong to one event loop."""
 
     def __init__(self, adapter: Adapter, interceptors: Sequence[Any], find: Find) -> None:
         self.subchannels = SubChannels(adapter.binding, adapter.open_on_loop)
@@ -156,7 +157,8 @@ class BalancedChannel(grpc.aio.Channel):
 
     @property
     def balancer(self) -> Balancer:
-        """The balancer of this channel: its snapshot, ejection by hand, a refresh."""
+        """The balancer of this channel, for example for its snapshot, to eject an instance, or to
+        refresh discovery."""
         return self._adapter.balancer
 
     def __repr__(self) -> str:
@@ -242,7 +244,8 @@ class BalancedChannel(grpc.aio.Channel):
             raise grpc.aio.UsageError(self._adapter.closed)
 
     async def close(self, grace: float | None = None) -> None:
-        """Begin no more RPCs, wait `grace` seconds for the current RPCs, then cancel them."""
+        """Begin no more RPCs, wait `grace` seconds for the current RPCs, and then cancel those that
+        have not ended."""
         self._connectivity.close()
         binding, loops = self._adapter.binding, list(self._loops.values())
         binding.refuse_calls()
@@ -265,7 +268,7 @@ class BalancedChannel(grpc.aio.Channel):
 
 class _Intercepted:
     """The RPCs of one method, with interceptors. gRPC's own channel calls the interceptors. The
-    last interceptor is our own, and begins the RPC."""
+    last interceptor belongs to lbclient, and begins the RPC."""
 
     def __init__(self, front: Callable[[], Any], method: Method) -> None:
         self._front = front
@@ -282,7 +285,7 @@ Find = Callable[[str, Any], MultiCallable]
 
 
 class _Innermost:
-    """The interceptor that ends the chain."""
+    """The last interceptor of the chain: it begins the RPC."""
 
     kind: str
 

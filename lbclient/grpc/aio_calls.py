@@ -19,7 +19,7 @@ EOF = grpc.aio.EOF
 
 
 class _Call(BaseCall, grpc.aio.Call):
-    """The common part of all kinds of RPC."""
+    """The base class of the calls of all kinds of RPC."""
 
     _rpc: AioRpc
 
@@ -56,7 +56,7 @@ class _Call(BaseCall, grpc.aio.Call):
         return await self._of_outcome("debug_error_string")
 
     async def wait_for_connection(self) -> None:
-        """Wait until an attempt is connected. Raises the error if the RPC has ended with one."""
+        """Wait until an attempt is connected. Raises the error of an RPC that has failed."""
         rpc = self._rpc
         while (inner := await rpc.current()) is not None:
             if await rpc.connects(inner):
@@ -69,7 +69,7 @@ class _Call(BaseCall, grpc.aio.Call):
         return await _read_from(await self._rpc.outcome(), name)
 
     def _raise(self) -> None:
-        """Raise the error if the RPC has ended with one."""
+        """Raise the error of an RPC that has failed."""
         if self._rpc.cancelled:
             raise asyncio.CancelledError
         if isinstance(self._rpc.final, BaseException):
@@ -77,7 +77,8 @@ class _Call(BaseCall, grpc.aio.Call):
 
 
 async def _read_from(final: Any, name: str) -> Any:
-    """Call a method of a gRPC call, whose methods are coroutines, or of an error."""
+    """Call a method of an outcome. The methods of a gRPC call are coroutines; those of an error are
+    not."""
     found = getattr(final, name)()
     return await found if isinstance(found, Coroutine) else found
 
@@ -168,7 +169,7 @@ class _StreamRequest(_Call):
 
     @property
     def _done_writing_flag(self) -> bool:
-        """The interceptors of gRPC read this attribute."""
+        """True once the requests have ended. gRPC's interceptors read this attribute."""
         return self._rpc.requests is not None and self._rpc.requests.closed
 
     async def done_writing(self) -> None:

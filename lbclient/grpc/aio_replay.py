@@ -1,5 +1,5 @@
-"""The requests of a stream, in an event loop of asyncio. They can be sent again, as those of
-`replay.py` on threads."""
+"""The requests of a stream, in an event loop of asyncio. They can be sent again. `replay.py` does
+the same on threads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Requests:
         self._error: BaseException | None = None
         self._attempt = 0
         self.written: bool = requests is None
-        """True if the caller writes the requests, instead of an iterator."""
+        """True if the caller sends the requests by `write`. False if they come from an iterator."""
         self._iterator: Any = None
         if requests is not None:
             streams = isinstance(requests, AsyncIterable)
@@ -122,7 +122,8 @@ class Requests:
         return False
 
     async def _take(self) -> None:
-        """Read the next request of the caller's iterator. This belongs to no single attempt."""
+        """Read the next request of the caller's iterator. If the attempt ends meanwhile, the
+        reading goes on, and the next attempt gets the request."""
         try:
             self._sent.append(Message(await anext(self._iterator), self._serializer))
         except StopAsyncIteration:

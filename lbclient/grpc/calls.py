@@ -27,7 +27,7 @@ from lbclient.grpc.subchannels import SubChannel
 __all__ = ["Rpc", "RpcCall", "StreamCall"]
 
 _waiting: set[Rpc] = set()
-"""The RPCs that wait for an instance. During a pause nothing else refers to them."""
+"""The RPCs that wait for an instance. During a pause, nothing else refers to them."""
 
 
 class Rpc(BaseRpc):
@@ -46,9 +46,9 @@ class Rpc(BaseRpc):
             self.requests = Replay(request, owner.serializer)
         self._waiters: deque[queue.SimpleQueue[None]] = deque()
         self._context = contextvars.copy_context() if wait_for_ready else None
-        """The context in which the RPC may begin again."""
+        """The context (of `contextvars`) in which the RPC begins again after a pause."""
         self._timer: Alarm | None = None
-        """The timer of `attempt_timeout`. It ends when nothing refers to it."""
+        """The timer of `attempt_timeout`. Its thread ends when nothing refers to this object."""
         self._lock = threading.RLock()
         """Held while an attempt is chosen for the caller."""
 
@@ -86,7 +86,7 @@ class Rpc(BaseRpc):
         self._complete(attempt, inner, None if good else inner)
 
     def _finish(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> bool:
-        """End an attempt. False if the caller has received a part of its response."""
+        """End an attempt. Returns False if the caller has received a part of its response."""
         if inner.code() is not grpc.StatusCode.OK:
             return self._failed(attempt, inner, subchannel, inner)
         attempt.status = Code(grpc.StatusCode.OK)
@@ -102,7 +102,7 @@ class Rpc(BaseRpc):
         self._notify(callbacks)
 
     def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait until `ready()` is True. Returns False if the time is over first."""
+        """Wait until `ready()` is True. Returns False if the time is up first."""
         until = None if timeout is None else time.monotonic() + timeout
         while not ready():
             woken: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -123,7 +123,7 @@ class Rpc(BaseRpc):
             woken.put(None)
 
     def wait_until_over(self, timeout: float | None = None) -> bool:
-        """Wait for the end of the RPC. Returns False if the time is over first."""
+        """Wait for the end of the RPC. Returns False if the time is up first."""
         return self.wait(lambda: self.over, timeout)
 
     def error(self) -> Exception | None:
@@ -150,19 +150,21 @@ class Rpc(BaseRpc):
             return super()._is_late(inner)
 
     def stands(self, inner: Any) -> bool:
-        """Wait until it is known what follows this attempt. False if another attempt follows."""
+        """Wait until it is known whether another attempt follows this attempt. Returns False if
+        another attempt follows."""
         self.wait(lambda: self.over or self.inner is not inner)
         return self.inner is inner
 
     def failed_here(self, inner: Any) -> None:
-        """The caller's own code has failed on a message of this attempt. gRPC reports the end of
-        such an attempt only when the server has ended it."""
+        """Record that a function of the caller has failed on a message of this attempt. gRPC
+        reports the end of such an attempt only when the server has ended it."""
         current = self._current
         if current is not None and current[1] is inner:
             self._ended(*current)
 
     def commit(self, inner: Any, holder: object) -> bool:
-        """Commit to this attempt: the caller gets a part of it. False if it was replaced."""
+        """Decide that no other attempt follows, since the caller gets a part of the response of
+        this attempt. Returns False if another attempt has already replaced this attempt."""
         if self._committed:
             return True
         with self._lock:
@@ -188,7 +190,7 @@ class Rpc(BaseRpc):
 
 
 class RpcCall(BaseCall, grpc.Call, bases.Future):
-    """The object that the caller of an RPC gets: a `grpc.Call` and a `grpc.Future`."""
+    """The object that the caller of an RPC gets. It is a `grpc.Call` and a `grpc.Future`."""
 
     _rpc: Rpc
 
@@ -262,7 +264,8 @@ class RpcCall(BaseCall, grpc.Call, bases.Future):
 
 
 class StreamCall(RpcCall):
-    """The object that the caller of an RPC with a stream of responses gets: also an iterator."""
+    """The object that the caller of an RPC with a stream of responses gets. It is also an iterator
+    over the responses."""
 
     def __iter__(self) -> Self:
         return self

@@ -44,8 +44,9 @@ _EXHAUSTED_HERE = Verdict(fault=False, again="always", backoff=True)
 
 _UNSENT, _EXPIRED = "_lbclient_unsent", "_lbclient_expired"
 _NOT_CONNECTED = "failed to connect to all addresses", "DNS resolution failed", "Name resolution"
-"""If gRPC has had no connection for an RPC, its details begin with one of these texts. A server may
-send the same text, about an RPC that the server itself has made; then there is a connection."""
+"""If gRPC had no connection for an RPC, the details of its status begin with one of these texts. A
+server may send the same text about an RPC that it has made itself. But then there is a connection
+to this server."""
 _NO_ROUTE = "Network is unreachable", "No route to host", "Operation not permitted"
 _EXHAUSTED = "Too many open files", "Cannot allocate memory", "No buffer space available"
 _OF_THE_CALLER = {
@@ -53,22 +54,23 @@ _OF_THE_CALLER = {
     "Exception deserializing response!",
     "Exception iterating requests!",
 }
-"""The details of RPCs that gRPC has ended because a function of the caller raised an exception."""
+"""The details of the status if gRPC has ended the RPC because a function of the caller raised an
+exception."""
 _PUSHBACK = "grpc-retry-pushback-ms"
 
 
 class Answered(NamedTuple):
-    """The result of an attempt that ended with OK: its response, and its gRPC call."""
+    """The result of an attempt that ended with OK: its response, and the call of gRPC."""
 
     response: Any
     call: Any
 
 
 class Code(int):
-    """The number of a status. As text it is the name of the status."""
+    """The number of a status. `str()` of it is the name of the status."""
 
     def __new__(cls, code: grpc.StatusCode) -> Self:
-        """Make the number of a status."""
+        """Create the number from a `grpc.StatusCode`."""
         made = super().__new__(cls, code.value[0])
         made._name = code.name
         return made
@@ -93,11 +95,12 @@ def codes_of(codes: Collection[str | grpc.StatusCode]) -> frozenset[grpc.StatusC
 
 
 def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
-    """True if an RPC was certainly not sent. Then the error is marked for the classifier, and named
-    by its status.
+    """True if an RPC was certainly not sent. Then the error is marked for the classifier, and the
+    name of its fault is its status.
 
-    Only gRPC's text shows this, and a server may have sent the same text. `connected` tells whether
-    there is a connection now."""
+    Only the text of gRPC's error shows this, and a server may have sent the same text. So
+    `connected` says whether there is a connection now.
+    """
     setattr(error, FAULT_NAME, error.code().name)
     if error.code() is not _Status.UNAVAILABLE:
         return False
@@ -108,7 +111,8 @@ def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
 
 
 def mark_expired(error: grpc.RpcError) -> None:
-    """Mark the error of an attempt that our own deadline has ended, and name it by its status."""
+    """Mark the error of an attempt that a deadline of lbclient has ended, and name its fault by its
+    status."""
     setattr(error, FAULT_NAME, error.code().name)
     setattr(error, _EXPIRED, True)
 
@@ -143,7 +147,7 @@ class GrpcClassifier:
     def _status(self, error: grpc.RpcError) -> Verdict:
         code = error.code()
         if code in _NEUTRAL or is_of_the_caller(error):
-            return _FINE  # the caller, or code of the caller, has ended the RPC
+            return _FINE  # the caller, or its code, has ended the RPC
         again: Literal["never", "idempotent"] = "idempotent" if code in self._codes else "never"
         fault = code in _FAULTS
         rejected = code is _Status.RESOURCE_EXHAUSTED
@@ -160,8 +164,9 @@ def _never_sent(details: str) -> Verdict:
 
 
 def _pushback(metadata: Iterable[Any] | None) -> float | None:
-    """The seconds for which the server asks the client to wait; below 0 if it asks for no retry;
-    None if it asks for nothing. A value that is not a number asks for no retry (gRPC's A6)."""
+    """Return the seconds for which the server asks the client to wait before a retry. The result is
+    below 0 if the server asks for no retry, and None if the server asks for nothing. A value that
+    is not a number asks for no retry (gRPC's A6)."""
     for key, value in metadata or ():
         if key == _PUSHBACK:
             text = value if isinstance(value, str) else bytes(value).decode("ascii", "replace")
@@ -172,9 +177,10 @@ def _pushback(metadata: Iterable[Any] | None) -> float | None:
 def classified(classify: Classifier, outcome: object) -> Verdict:
     """Call a user's classifier with the response or the `grpc.RpcError`.
 
-    It is not asked about a stream that has begun, whose messages cannot be taken back, nor about an
-    RPC that was never sent or that our own deadline has ended. What the server asks for by
-    `grpc-retry-pushback-ms` counts in addition to its verdict.
+    The user's classifier is not called for a stream that has begun, since its messages cannot be
+    taken back. It is not called either for an RPC that was never sent, or that a deadline of
+    lbclient has ended. If the server sends `grpc-retry-pushback-ms`, this is respected in addition
+    to the verdict.
     """
     if isinstance(outcome, Answered):
         return _FINE if outcome.response is None else classify(outcome.response)

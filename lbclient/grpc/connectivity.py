@@ -25,26 +25,28 @@ _INTERVAL = 0.1
 _CONNECT = 1.25
 """Seconds for connecting to one instance."""
 _UNATTENDED = 1.0
-"""Seconds for which a thread tries to connect if nothing waits for the connection."""
+"""Seconds for which a thread still tries to connect after the last request for a connection."""
 
 State = grpc.ChannelConnectivity
 Callback = Callable[[grpc.ChannelConnectivity], None]
 
 
 class Connectivity:
-    """READY while an instance is in rotation. `grpc.channel_ready_future`, which asks to connect,
-    also waits until an instance accepts a connection.
+    """The connectivity of a channel. It is READY while an instance is in rotation.
+    `grpc.channel_ready_future`, which asks the channel to connect, also waits until an instance
+    accepts a connection.
 
-    As in gRPC, a thread looks for changes as long as there are callbacks."""
+    As in gRPC, a thread looks for changes as long as there are callbacks.
+    """
 
     def __init__(self, balancer: Balancer, binding: Binding) -> None:
         self._balancer = balancer
         self._binding = binding
         self._callbacks: dict[Callback, grpc.ChannelConnectivity | None] = {}
         self._watching = threading.Lock()
-        """Held by the thread that looks for changes."""
+        """The thread that looks for changes holds this lock."""
         self._connect = False
-        """True if a subscriber has asked for a connection, which has not been made yet."""
+        """True if a subscriber has asked for a connection, and no connection has been made yet."""
         self._unattended_until = -math.inf
         """Until this time, the thread tries to connect although there is no callback."""
         fork.track(self)
@@ -62,19 +64,20 @@ class Connectivity:
         return State.READY if ready else State.TRANSIENT_FAILURE
 
     def connect(self) -> None:
-        """Connect to an instance on a thread. The thread ends once it is connected, or soon after
-        nothing waits for the connection any more."""
+        """Start a thread that connects to an instance. The thread ends once it is connected, or
+        soon after the last code that waits for the connection has stopped waiting."""
         if not self._binding.closed:
             self._unattended_until = time.monotonic() + _UNATTENDED
             self._begin_polling()
 
     def attend(self) -> None:
-        """Keep a thread of `connect` going, since something waits for a change."""
+        """Let the thread of `connect` go on, since the caller waits for a change."""
         if time.monotonic() < self._unattended_until:
             self._unattended_until = time.monotonic() + _UNATTENDED
 
     def try_to_connect(self) -> bool:
-        """Ask discovery and connect to an instance; may block. False if no instance accepts."""
+        """Ask discovery, and connect to an instance. This may block. Returns False if no instance
+        accepts a connection."""
         with contextlib.suppress(LoadBalancingError, RuntimeError):
             self._balancer.refresh()
         for endpoint in list(self._binding.pool.endpoints):
@@ -103,7 +106,8 @@ class Connectivity:
         self._callbacks.clear()
 
     def after_fork(self) -> None:
-        """In a forked child, which does not have the thread: begin another, as in gRPC."""
+        """In a forked child: start a new thread, as gRPC does, since the parent's thread does not
+        exist in the child."""
         self._watching = threading.Lock()
         if self._is_watched():
             self._begin_polling()
@@ -137,5 +141,5 @@ class Connectivity:
                     due = time.monotonic() + _INTERVAL
         finally:
             self._watching.release()
-        if self._is_watched():  # subscribed just before the lock was free
+        if self._is_watched():  # subscribed just before the lock was released
             self._begin_polling()

@@ -1,4 +1,5 @@
-"""For servers: the deadline that a caller sends also bounds the calls that the server makes."""
+"""Interceptors for servers: the deadline that a caller sends also limits the calls that the server
+makes."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ from lbclient.balancer.deadlines import begun
 __all__ = ["AioDeadlineInterceptor", "DeadlineInterceptor"]
 
 _NO_DEADLINE = 1e8
-"""Seconds. If the caller has set no deadline, gRPC's server reports about this time or more."""
+"""If the caller has set no deadline, gRPC's server reports that about this number of seconds, or
+more, is left."""
 Behaviour = Callable[[Any, Any], Any]
 
 
 class _Deadlines:
-    """Opens deadlines, and wraps the handlers of a server."""
+    """Begins the deadlines of RPCs, and wraps the handlers of a server."""
 
     def __init__(self, max_seconds: float = 30.0) -> None:
         self._max_seconds = validation.seconds("max_seconds", max_seconds)
@@ -53,7 +55,8 @@ class _Deadlines:
             if (deadline := self._deadline(context)) is None:
                 yield from behaviour(request, context)
                 return
-            # All parts of the handler run in this context, and nothing stays in that of the thread.
+            # All parts of the handler run in this context, so that the thread's own context does
+            # not change.
             inner = contextvars.copy_context()
             deadline.outer = CURRENT.get()
             inner.run(CURRENT.set, deadline)
@@ -72,7 +75,8 @@ _END = object()
 def _ended_early(
     deadline: Deadline, add_callback: Callable[[Callable[..., object]], object]
 ) -> Generator[None]:
-    """End the deadline if the RPC ends before its handler, since the caller has gone."""
+    """End the deadline if the RPC ends before its handler, since then the caller has cancelled the
+    RPC."""
     over = False
 
     def ended(_: object = None) -> None:
@@ -88,16 +92,16 @@ def _ended_early(
 
 
 class DeadlineInterceptor(_Deadlines, grpc.ServerInterceptor):
-    """Applies the deadline of each RPC that a server of grpcio serves to all calls that its handler
-    makes.
+    """Reads the deadline of each RPC that a server of grpcio receives, and applies it to all calls
+    that the handler of this RPC makes.
 
-    It works like a block of `lbclient.deadline` that begins together with the handler. The block
-    ends early when the caller cancels the RPC. Work that is done after the response has no
-    deadline.
+    It works like a block of `lbclient.deadline` that begins together with the handler. If the
+    caller cancels the RPC, the deadline expires at once. Work that is done after the response has
+    no deadline.
 
-    - `max_seconds`: the longest deadline that a caller may ask for.
+    - `max_seconds`: the longest deadline in seconds. A longer deadline is shortened.
 
-    Raises ValueError or TypeError, naming the argument, if it is invalid.
+    Raises ValueError or TypeError, naming the argument, if the argument is invalid.
     """
 
     def intercept_service(

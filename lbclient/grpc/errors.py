@@ -1,4 +1,4 @@
-"""The errors of lbclient as the errors of gRPC that callers already handle."""
+"""The errors of lbclient as errors of gRPC, so that existing `except` clauses of callers work."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CODES: Sequence[tuple[type[Exception], grpc.StatusCode]] = (
 
 
 def _code_of(error: BaseException) -> grpc.StatusCode:
-    """The status for an error of lbclient."""
+    """Return the status for an error of lbclient."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.UNKNOWN)
 
 
 class _FromBalancing(grpc.RpcError):
-    """How errors of both kinds of channel are made."""
+    """Creates gRPC errors from errors of lbclient, for both kinds of channel."""
 
     @classmethod
     def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
@@ -53,10 +53,10 @@ class _FromBalancing(grpc.RpcError):
 
 
 class BalancingError(_FromBalancing, grpc.Call, bases.Future):
-    """The error of an RPC that lbclient itself has ended: no instance, a deadline, the throttle.
-    Its cause is lbclient's own exception.
+    """The error of an RPC that lbclient itself has ended, for example since no instance was
+    available or a deadline has expired. Its cause is an exception of lbclient.
 
-    It is a `grpc.Call` and a `grpc.Future` that has ended, as every error of a blocking RPC is.
+    Like every error of a blocking RPC, it is also a `grpc.Call` and a `grpc.Future` that has ended.
     """
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def _now(make: Callable[[], Coroutine[Any, Any, T]], otherwise: T) -> T:
-    """Return the result of a coroutine of a call that has ended, and so does not wait."""
+    """Return the result of a coroutine that does not wait, since its call has ended."""
     try:
         return run_blocking(make)
     except RuntimeError:
@@ -94,7 +94,7 @@ class AioRpc(BaseRpc):
     def _ended(
         self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel, _: object
     ) -> None:
-        """Handle the end of an attempt. gRPC calls this in the event loop."""
+        """Handle the end of an attempt. gRPC calls this method in the event loop."""
         code = _now(inner.code, grpc.StatusCode.UNKNOWN)
         good = code is grpc.StatusCode.OK
         if inner is not self._timed_out:
@@ -140,7 +140,8 @@ class AioRpc(BaseRpc):
         self._decided(outcome)
 
     def _raced(self, task: asyncio.Task[None]) -> None:
-        """End the RPC if its task was cancelled before it began, or by others than the caller."""
+        """End the RPC if its task was cancelled before the task began, or by other code than the
+        caller."""
         if task.cancelled() and not self.over:
             self._conclude(AioBalancingError.cancelled_by_caller())
 
@@ -149,7 +150,7 @@ class AioRpc(BaseRpc):
         inner = self._begun(attempt, subchannel)
         response = asyncio.ensure_future(_outcome_of(inner))
         try:
-            # gRPC's calls raise a CancelledError of their own, which anyio does not know.
+            # The calls of gRPC raise CancelledErrors of their own, which anyio does not handle.
             await asyncio.wait([response])
         except asyncio.CancelledError:
             inner.cancel()
@@ -158,7 +159,7 @@ class AioRpc(BaseRpc):
             if self._owner.load_reports is not None and inner.done():
                 metadata = _now(inner.trailing_metadata, grpc.aio.Metadata())
                 self._owner.load_reports.record(attempt.endpoint, metadata)
-        # gRPC cancels its call if the channel is closed.
+        # gRPC cancels a call if the channel is closed.
         outcome = error_of(inner) if response.cancelled() else response.result()
         if not isinstance(outcome, grpc.aio.AioRpcError):
             return Answered(outcome, inner)
@@ -200,9 +201,10 @@ class AioRpc(BaseRpc):
         self._timer = self._loop.call_later(seconds, self._time_out, inner, due)
 
     async def read(self, inner: Any) -> Any:
-        """Read a message from an attempt. EOF if `attempt_timeout` has ended the attempt.
+        """Read a message from an attempt. Returns EOF if `attempt_timeout` has ended the attempt.
 
-        A call of gRPC that is cancelled raises the same error as a task that is cancelled.
+        A gRPC call that was cancelled raises the same error as a task that was cancelled. So
+        `_timed_out` says which of them was cancelled.
         """
         if self._committed:
             return await inner.read()
@@ -216,7 +218,7 @@ class AioRpc(BaseRpc):
             return grpc.aio.EOF
 
     async def connects(self, inner: Any) -> bool:
-        """Wait until an attempt is connected. False if it has ended before.
+        """Wait until an attempt is connected. Returns False if the attempt has ended before that.
 
         gRPC's own method does not notice the end of an attempt that sends a stream of requests.
         """
@@ -231,12 +233,14 @@ class AioRpc(BaseRpc):
         return connected.done() and not connected.cancelled() and connected.result()
 
     async def stands(self, inner: Any) -> bool:
-        """Wait until it is known what follows this attempt. False if another attempt follows."""
+        """Wait until it is known whether another attempt follows this attempt. Returns False if
+        another attempt follows."""
         await self._waiters.until(lambda: self.over or self.inner is not inner)
         return self.inner is inner
 
     async def commit(self, inner: Any, holder: object) -> bool:
-        """Commit to this attempt: the caller gets a part of it. False if it was replaced."""
+        """Decide that no other attempt follows, since the caller gets a part of the response of
+        this attempt. Returns False if another attempt has already replaced this attempt."""
         if self._committed:
             return True
         if self._commits(inner, holder):
@@ -259,7 +263,8 @@ class AioRpc(BaseRpc):
 
 
 async def _outcome_of(inner: Any) -> Any:
-    """Return the response of a call or its error, which nobody may ask for."""
+    """Return the response of a call, or its error. The error is not raised, since asyncio would log
+    an error that is never asked for."""
     try:
         return await inner
     except grpc.aio.AioRpcError as error:

@@ -1,4 +1,4 @@
-"""Health checks by grpc.health.v1."""
+"""Health checks of instances by the protocol grpc.health.v1."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _CHECK, _WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 _SERVING = 1
 _STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 _LONGEST = 2.0
-"""Seconds for which a fork waits at most."""
+"""The maximum number of seconds for which a fork waits."""
 Open = Callable[[Endpoint], grpc.Channel]
 _inherited: list[object] = []
-"""The RPCs of a forked child's parent, which the child must not finalize."""
+"""The RPCs of the parent of a forked child. The child must not finalize them."""
 
 
 class _ForkGate:
-    """Lets no thread of ours begin or end an RPC while this process forks. A lock of gRPC's that
-    the thread holds would stay held in the child, where gRPC would wait for it within `os.fork()`.
-    A thread that waits for a response holds no lock."""
+    """Prevents lbclient's threads from beginning or ending an RPC while this process forks. In the
+    child, a lock of gRPC that such a thread holds would never be released, and gRPC would wait for
+    this lock within `os.fork()`. A thread that waits for a response holds no lock."""
 
     _registered = False
     _forking: int | None = None
-    """The thread that forks, if it holds the lock."""
+    """The identifier of the thread that forks, if this thread holds the lock."""
 
     @fork.Lazy
     def _lock(self) -> threading.Lock:
@@ -51,9 +51,10 @@ class _ForkGate:
         self._lock.release()
 
     def register(self) -> None:
-        """Stop our threads at each fork from now on. gRPC stops its own threads at a fork, and ours
-        may wait for these. So ours must stop first: this must be registered after gRPC, which
-        registers itself with its first channel."""
+        """From now on, stop lbclient's threads at each fork. gRPC also stops its own threads at a
+        fork, and lbclient's threads may wait for them. So lbclient's threads must stop first. For
+        this, call this method after gRPC's first channel was created, since gRPC registers itself
+        then."""
         if FORKS_SUPPORTED and not self._registered:
             self._registered = True
             os.register_at_fork(
@@ -80,17 +81,18 @@ _GATE = _ForkGate()
 
 
 class Health:
-    """Asks each instance in rounds (`Check`), and between the rounds follows the states that the
-    instance reports (`Watch`), if the instance serves `Watch`. Raises ValueError for a check over
-    HTTP.
+    """Checks the health of each instance in two ways. In each round, every instance is asked for
+    its state (`Check`). In addition, an instance that supports `Watch` reports each change of its
+    state at once. Raises ValueError for a check over HTTP.
 
-    `Check` opens a connection of its own, since a check must also show that connecting works.
-    `Check` notices a server that hangs. `Watch` notices at once that a server reports that it no
-    longer serves."""
+    Each `Check` opens a connection of its own, since it must also show that connecting works. Only
+    `Check` notices a server that hangs. With `Watch`, a server can report at once that it no longer
+    serves.
+    """
 
     def __init__(self, policy: HealthCheck, open_channel: Open, binding: Binding) -> None:
         self.check: Check = self._check
-        """Checks one instance."""
+        """Checks one instance with `Check`."""
         if (plain := plain_check(policy)) is not None:
             self.check = plain
         elif policy.grpc is None:
@@ -103,20 +105,21 @@ class Health:
         self._open = open_channel
         self._binding = binding
         self._followed: dict[Endpoint, Any] = {}
-        """The call of `Watch` that follows each instance; None if there is no such call."""
+        """Maps each instance to its call of `Watch`; to None if there is no such call."""
         fork.track(self)
 
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop following instances."""
+        """End all calls of `Watch`."""
         for call in list(getattr(self, "_followed", {}).values()):
             if call is not None:
                 call.cancel()
 
     def after_fork(self) -> None:
-        """In a forked child: leave the RPCs of the parent alone, and follow each instance anew."""
+        """In a forked child: do not touch the RPCs of the parent, and call `Watch` for each
+        instance again."""
         _inherited.append(self._followed)
         self._followed = {}
 
@@ -124,7 +127,8 @@ class Health:
         with _GATE:
             channel: Any = self._open(endpoint)
             _GATE.register()
-            # As a future, since a blocking RPC would be within gRPC all the time, see `_ForkGate`.
+            # This RPC is a future, since a thread with a blocking RPC would be within gRPC all the
+            # time (see `_ForkGate`).
             call = channel.unary_unary(_CHECK).future(self._request, timeout=expiry.left())
         try:
             state = _state_of(call.result())
@@ -157,8 +161,9 @@ class Health:
             call.cancel()
 
     def _unfollow(self, endpoint: Endpoint) -> None:
-        """Follow the instance anew once it answers: the connection of `Watch` may be lost without a
-        sign, and another server may run there."""
+        """End the call of `Watch`, so that `Watch` is called again once the instance answers. The
+        connection of the old call may be lost without an error, and another server may run at the
+        address."""
         if (call := self._followed.get(endpoint)) is not None:
             self._followed[endpoint] = None
             call.cancel()
@@ -170,11 +175,12 @@ class Health:
 
     def _ended(self, endpoint: Endpoint, call: object, *, served: bool) -> None:
         if served and self._followed.get(endpoint) is call:
-            self._followed[endpoint] = None  # the next round follows it again
+            self._followed[endpoint] = None  # the next round calls `Watch` again
 
 
 def _read(health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, call: Any) -> None:
-    """Read the states that one instance reports, on a thread that keeps nothing else alive."""
+    """Read the states that one instance reports. This runs on a thread that does not keep the
+    `Health` object alive."""
     served = True
     try:
         for response in call:
@@ -197,7 +203,8 @@ def _shown(state: int) -> str:
 
 
 def _state_of(response: bytes) -> int:
-    """The state in a health response. If the field is missing, it has its default."""
+    """Return the state in a health response. If the field is missing, the state has its default
+    value."""
     try:
         return next((int(value) for number, value in fields(response) if number == 1), 0)
     except (TypeError, ValueError):

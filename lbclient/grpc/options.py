@@ -9,7 +9,7 @@ __all__ = ["ChannelOptions"]
 
 
 class ChannelOptions(BalancerOptions, total=False):
-    """The options of a channel: those of its balancer."""
+    """The options of a channel. They are the options of its balancer."""
 
     judge: Annotated[
         Classifier | None,

@@ -11,11 +11,12 @@ from typing import Any
 __all__ = ["Message", "Replay"]
 
 _MOST_BYTES = 256 * 1024
-"""Up to this many bytes are stored, as in gRPC's own retries. Longer calls are not repeated."""
+"""The requests of a call are stored up to this number of bytes, as in gRPC's own retries. If they
+are longer, the call is not repeated."""
 
 
 class Message:
-    """One request, serialized once."""
+    """One request. It is serialized only once, for all attempts."""
 
     __slots__ = ("_data", "_request", "_serializer")
 
@@ -65,7 +66,7 @@ class SentRequests:
         if not self._committed:
             try:
                 self._bytes += len(message.serialized())
-            except Exception:  # noqa: BLE001  # gRPC reports it, where it serializes the message
+            except Exception:  # noqa: BLE001  # gRPC reports it when it serializes the message
                 self._committed = True
             self._committed = self._committed or self._bytes > _MOST_BYTES
 
@@ -81,9 +82,9 @@ class SentRequests:
 class Replay:
     """The requests of a stream, on threads. Each attempt iterates over them from the beginning.
 
-    gRPC reads the requests of each attempt on a thread of its own. After the end of the attempt,
-    this thread may still wait for the caller's iterator. The request that it then reads is stored
-    for the next attempt.
+    gRPC reads the requests of each attempt on a separate thread. When the attempt has ended, this
+    thread may still wait for the caller's iterator. If it then gets a request, this request is
+    stored for the next attempt.
     """
 
     def __init__(self, requests: Iterable[Any], serializer: Callable[[Any], bytes] | None) -> None:
@@ -91,9 +92,9 @@ class Replay:
         self._serializer = serializer
         self._sent = SentRequests()
         self._lock = threading.Lock()
-        """Held while `_kept` is used."""
+        """The lock that is held while `_kept` is used."""
         self._taking = threading.Lock()
-        """Held by the thread that waits for the caller's iterator."""
+        """The thread that waits for the caller's iterator holds this lock."""
         self._error: BaseException | None = None
         self._attempt = 0
 

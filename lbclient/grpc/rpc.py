@@ -1,9 +1,9 @@
 """One RPC with all its attempts: the part that threads and event loops share.
 
-Each attempt is a gRPC call. When gRPC reports the end of an attempt, it is decided once whether
-another attempt follows. The code that reads responses never decides this. A reader reads from the
-current attempt. The first message is passed on only if another attempt has not replaced this
-attempt meanwhile, so no message is delivered twice.
+Each attempt is a gRPC call. When gRPC reports the end of an attempt, a callback decides whether
+another attempt follows. Code that reads responses never decides this: it reads from the current
+attempt. It passes on the first message of an attempt only if no other attempt has replaced this
+attempt meanwhile. So no message is delivered twice.
 """
 
 from __future__ import annotations
@@ -56,21 +56,23 @@ Arguments = tuple[Any, Any, Any]
 AGAIN = 0.1
 """Seconds after which a call with `wait_for_ready` looks for an instance again."""
 _LOOK = 0.05
-"""Seconds in which messages may arrive after the process was suspended."""
+"""After the process was suspended, an RPC waits this number of seconds for messages that are
+late."""
 _EARLY = 0.005
-"""gRPC's timers may fire this many seconds earlier than ours."""
+"""gRPC's timers may fire this many seconds earlier than lbclient's."""
 
 _logger = logging.getLogger(__name__)
 
 
 def with_trace(metadata: Any) -> Any:
-    """Add the headers that tell the server which span calls it."""
+    """Add the trace headers of the current span to the metadata of an RPC."""
     headers = protocol.propagation()
     return (*(metadata or ()), *headers.items()) if headers else metadata
 
 
 def is_waited_for(outcome: object) -> bool:
-    """True for an outcome after which a call with `wait_for_ready` waits for an instance."""
+    """Return True if an RPC with `wait_for_ready` waits for an instance after this outcome, instead
+    of ending with it."""
     if isinstance(outcome, BalancingError | AioBalancingError):
         outcome = outcome.__cause__
     if isinstance(outcome, Throttled | DeadlineExceeded):
@@ -88,8 +90,9 @@ def time_for(attempt: protocol.Attempt[Any]) -> float | None:
 def is_from_server(
     attempt: protocol.Attempt[Any], error: grpc.RpcError, subchannel: SubChannel
 ) -> bool:
-    """True if the status of an attempt comes from the server. False if the attempt was never sent,
-    or our own deadline has ended it. Then the error is marked for the classifier."""
+    """Return True if the status of an attempt comes from the server. It does not if the attempt was
+    never sent, or if a deadline of lbclient has ended it. Then the error is marked for the
+    classifier."""
     attempt.status = Code(error.code())
     if never_sent(error, connected=subchannel.connected):
         subchannel.failed = True
@@ -123,13 +126,13 @@ class BaseMultiCallable:
             method = replace(method, serializer=Message.serialized)
         self.method: Method = method
         self.subchannel = subchannel
-        """A function that returns the sub-channel to an instance."""
+        """A function that returns the sub-channel of an instance."""
         self.load_reports: LoadReports | None = adapter.load_reports
         self.hedged: bool = adapter.hedged and method.kind == "unary_unary"
         self.classifies_responses: bool = adapter.classifies_responses
         self.message_timeout: float | None = None
-        """Seconds after which an attempt is ended whose first message has not arrived; None if gRPC
-        applies `attempt_timeout`, since there is one response."""
+        """An attempt is ended if its first message has not arrived after this number of seconds.
+        None for RPCs with one response: to these, gRPC applies `attempt_timeout`."""
         if self.streams_responses:
             self.message_timeout = adapter.binding.retry.attempt_timeout
 
@@ -151,7 +154,8 @@ class BaseMultiCallable:
 
 
 class BaseRpc:
-    """One RPC with all its attempts. The caller has only a `BaseCall`, and may drop it."""
+    """One RPC with all its attempts. The caller gets only a `BaseCall`. If this object is garbage
+    collected, the RPC is cancelled."""
 
     _errors: ClassVar[type[BalancingError | AioBalancingError]]
     _rest: Callable[[protocol.Pause, Callable[[], None]], Alarm]
@@ -176,13 +180,13 @@ class BaseRpc:
         self._run: protocol.CallbackRun[Any] | None = None
         self._callbacks: list[Callable[[], object]] = []
         self._current: tuple[protocol.Attempt[Any], Any, SubChannel] | None = None
-        """The attempt that is under way or is the outcome of the RPC, its gRPC call, and the
-        sub-channel."""
+        """The current attempt, its gRPC call and its sub-channel. The current attempt is under way,
+        or is the outcome of the RPC."""
         self._committed = False
         self._timed: Any = None
-        """The gRPC call of the last attempt that the timer of `attempt_timeout` was begun for."""
+        """The gRPC call for which the timer of `attempt_timeout` was last started."""
         self._timed_out: Any = None
-        """The gRPC call of the last attempt that this timer has ended."""
+        """The last gRPC call that this timer has cancelled."""
         self._pause: Alarm | None = None
         """The pause of `wait_for_ready`."""
         self.inner: Any = None
@@ -210,7 +214,8 @@ class BaseRpc:
         return None if self.ends is None else self.ends - time.monotonic()
 
     def _restart(self) -> None:
-        """Begin the RPC again, after a pause. Nobody else would handle an exception here."""
+        """Begin the RPC again, after a pause. This method handles every exception, since no other
+        code would."""
         self._pause = None
         if self.cancelled:
             self._conclude(self._errors.cancelled_by_caller())
@@ -226,15 +231,15 @@ class BaseRpc:
         raise NotImplementedError
 
     def _time_for(self, attempt: protocol.Attempt[Any]) -> float | None:
-        """The time limit that gRPC applies to an attempt. A stream of responses has the time of the
-        whole call, since `attempt_timeout` bounds only the wait for its first message."""
+        """The time limit that gRPC applies to an attempt. A stream of responses may take the time
+        of the whole call, since `attempt_timeout` limits only the wait for its first message."""
         if self._owner.streams_responses and attempt.expiry is not None and self._call is not None:
             deadline = self._call.deadline
             attempt.expiry.at = math.inf if deadline is None else deadline
         return time_for(attempt)
 
     def _became(self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel) -> None:
-        """Make an attempt that has just begun the current one."""
+        """Make an attempt that has just begun the current attempt."""
         self._current = attempt, inner, subchannel
         self.inner = inner
         self._wake()
@@ -242,8 +247,9 @@ class BaseRpc:
             inner.cancel()
 
     def _time_message(self) -> None:
-        """Begin the timer of `attempt_timeout`, since a reader waits for a message. Nothing arrives
-        while nobody reads, so the instance would be charged for a slow reader."""
+        """Start the timer of `attempt_timeout`, since a reader waits for the first message. Before
+        that, gRPC passes on no message, and a slow reader must not count as a failure of the
+        instance."""
         inner, seconds = self.inner, self._owner.message_timeout
         if seconds is not None and not self._committed and self._timed is not inner:
             self._timed = inner
@@ -251,19 +257,22 @@ class BaseRpc:
                 self._set_timer(inner, seconds)
 
     def _set_timer(self, inner: Any, seconds: float) -> None:
-        """Call `_time_out` with this attempt, and the time of this call, in `seconds`."""
+        """Call `_time_out` in `seconds`, with this attempt and the time at which the timer is
+        due."""
         raise NotImplementedError
 
     def _time_out(self, inner: Any, due: float) -> None:
-        """Cancel the gRPC call of an attempt whose first message is late. gRPC reports its end."""
+        """Cancel the gRPC call of an attempt whose first message is late. gRPC then reports the end
+        of the attempt."""
         if time.monotonic() - due > STOOD_STILL:
-            # After a process was suspended, timers fire before messages arrive: check once more.
+            # After a process was suspended, timers fire before messages arrive. So check once more.
             self._set_timer(inner, _LOOK)
         elif self._is_late(inner):
             inner.cancel()
 
     def _is_late(self, inner: Any) -> bool:
-        """True if the current attempt has no message yet. Then it gets none."""
+        """Return True if this attempt is the current one and has no message yet. After that, its
+        messages are not passed on."""
         if self._committed or self.over or self.inner is not inner:
             return False
         self._timed_out = inner
@@ -272,7 +281,7 @@ class BaseRpc:
     def _failed(
         self, attempt: protocol.Attempt[Any], inner: Any, subchannel: SubChannel, error: Any
     ) -> bool:
-        """End an attempt that has failed. False if the caller has received a part of its
+        """End an attempt that has failed. Returns False if the caller has received a part of its
         response."""
         if inner is self._timed_out and error.code() is grpc.StatusCode.CANCELLED:
             error = self._errors.with_code(grpc.StatusCode.DEADLINE_EXCEEDED, TOO_LATE)
@@ -302,13 +311,14 @@ class BaseRpc:
             self._end()
 
     def _decided(self, result: Callable[[], Any]) -> None:
-        """Handle the outcome, which is known at the end, or at the first message of a stream."""
+        """Handle the outcome of the RPC. It is known at the end of the RPC or, for a stream, at the
+        first message."""
         try:
             outcome = result()
         except LoadBalancingError as error:
             outcome = self._errors.of(error)
         except grpc.RpcError as error:
-            # The frames may refer to the object of the caller, and gRPC's call may be the error.
+            # The frames may refer to the caller's objects, and the error may be gRPC's call.
             outcome = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001  # raised to the caller
             outcome = error
@@ -346,11 +356,11 @@ class BaseRpc:
         self._end()
 
     def _end(self) -> None:
-        """The RPC is over. Tell all who wait."""
+        """End the RPC, and tell all code that waits for its end."""
         raise NotImplementedError
 
     def _wake(self) -> None:
-        """Let all who wait check again."""
+        """Wake all code that waits for a change of the RPC."""
         raise NotImplementedError
 
     def _notify(self, callbacks: list[Callable[[], object]]) -> None:
@@ -358,11 +368,12 @@ class BaseRpc:
         for callback in callbacks:
             try:
                 callback()
-            except Exception:  # an exception would end gRPC's thread
+            except Exception:  # an exception would end a thread of gRPC
                 _logger.exception("a callback of an RPC failed")
 
     def _commits(self, inner: Any, holder: object) -> bool:
-        """Commit to this attempt, unless its end is known."""
+        """Decide that no other attempt follows, unless this attempt has ended. Returns True if it
+        was decided."""
         current, run = self._current, self._run
         if current is None or run is None or current[1] is not inner or inner is self._timed_out:
             return False
@@ -375,7 +386,8 @@ class BaseRpc:
         return False
 
     def _came_in_time(self, inner: Any) -> bool:
-        """True if the caller may get the messages of an attempt that stands."""
+        """Return True if the caller may get the messages of an attempt after which no other attempt
+        follows."""
         return inner is not self._timed_out or self.final is inner
 
     def cancel(self) -> bool:
@@ -412,7 +424,7 @@ class BaseCall:
     def __del__(self) -> None:
         rpc = getattr(self, "_rpc", None)
         if rpc is not None and not rpc.over:
-            rpc.drop()  # as gRPC cancels an RPC that its caller has dropped
+            rpc.drop()  # gRPC, too, cancels an RPC whose call is garbage collected
 
     def __repr__(self) -> str:
         return repr(self._rpc.final) if self._rpc.over else f"<{type(self).__name__} under way>"

@@ -1,12 +1,12 @@
 """One gRPC channel for each instance: its sub-channel.
 
-gRPC itself connects, and reconnects after a growing back-off. During this back-off a sub-channel
-refuses each call. But in lbclient the breaker decides when an instance is tried again, and gRPC's
-back-off would make the breaker's probes fail. So a sub-channel that could not connect is not used
-again: the next attempt gets a new sub-channel, which connects at once.
+gRPC itself opens connections. After a failure it waits before it connects again, longer each time,
+and refuses all calls meanwhile. But in lbclient, the breaker decides when an instance is tried
+again, and the waits of gRPC would make the breaker's probes fail. So a sub-channel that could not
+connect is not used again: the next attempt gets a new sub-channel, which connects at once.
 
-A sub-channel that is replaced, or whose instance has left, is only dropped. RPCs in flight keep the
-sub-channel alive, and gRPC closes its connection after the last of these RPCs.
+If a sub-channel is replaced, or its instance has left, the sub-channel is not closed. RPCs in
+flight keep it alive, and gRPC closes its connection after the last of these RPCs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ _READY = 2
 """The number of the state READY in gRPC's core."""
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 _inherited: list[object] = []
-"""The sub-channels of a forked child's parent, which the child must neither use nor finalize."""
+"""The sub-channels of the parent of a forked child. The child must neither use nor finalize
+them."""
 
 
 def _forks_supported() -> bool:
-    """Ask grpcio, which reads the environment variable only once, when it is imported."""
+    """Ask grpcio whether forks are supported. It reads the environment variable only once, when it
+    is imported."""
     try:
         return bool(import_module("grpc._cython.cygrpc").is_fork_support_enabled())
     except (ImportError, AttributeError):
@@ -47,19 +49,19 @@ FORKS_SUPPORTED: bool = _forks_supported()
 
 
 class _Process:
-    """What this process and its parents have used of gRPC.
+    """Records which parts of gRPC this process and its parents have used.
 
-    gRPC's threads do not exist in a forked child, and what the child inherits of gRPC waits for
-    these threads. With gRPC's support of forks, the child begins again; but gRPC for asyncio has no
-    such support. So the child gets an error instead. It gets the error even if the parent has
-    closed its channels: gRPC ends its threads some time after that.
+    gRPC's threads do not exist in a forked child, and the parts of gRPC that the child inherits
+    wait for these threads. With gRPC's support of forks, gRPC starts again in the child. But gRPC
+    for asyncio has no such support, so the child gets an error. It gets this error even if the
+    parent has closed its channels, since gRPC's threads end some time later.
     """
 
     def __init__(self) -> None:
         self._used = self._used_on_loop = self._unusable = self._unusable_on_loop = False
         self._channels: WeakSet[Any] = WeakSet()
-        """gRPC's channels. A child must not finalize those of its parent: for asyncio, gRPC then
-        waits for a thread that does not exist."""
+        """gRPC's channels. A child must not finalize the channels of its parent: with asyncio, gRPC
+        would then wait for a thread that does not exist in the child."""
         fork.track(self)
 
     def claim(self, *, on_loop: bool) -> None:
@@ -90,16 +92,16 @@ class _Process:
 
 _process = _Process()
 claim_grpc = _process.claim
-"""Note that gRPC is used, on threads or in an event loop. Raises RuntimeError in a forked child in
-which gRPC would block."""
+"""Record that gRPC is used, on threads or in an event loop. Raises RuntimeError in a forked child
+in which gRPC would block."""
 opened = _process.opened
-"""Note a new channel of gRPC, and return it."""
+"""Record a new channel of gRPC, and return it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Method:
-    """A method as a stub names it: its path, its kind (such as `"unary_unary"`), and the functions
-    that write and read its messages."""
+    """A method of a service, as a stub passes it: its path, its kind (such as `"unary_unary"`), and
+    the functions that write and read its messages."""
 
     path: str
     kind: str
@@ -125,7 +127,7 @@ class SubChannel:
         """Return the multi-callable of a method."""
         known = self.methods.get(method)
         if known is None:
-            with self._lock:  # gRPC's generated code registers methods on one thread
+            with self._lock:  # generated code of gRPC registers methods on one thread
                 known = self.methods[method] = getattr(self.channel, method.kind)(
                     method.path,
                     method.serializer,
@@ -135,22 +137,24 @@ class SubChannel:
         return known
 
     def connected(self) -> bool:
-        """True if there is a connection now, or if this cannot be known. It does not connect.
+        """True if there is a connection now, or if this is not known. This property does not open a
+        connection.
 
-        `Channel.subscribe`, the public way on threads, needs a thread for each channel.
+        An internal function of gRPC is used, since the public `Channel.subscribe` needs a thread
+        for each channel.
         """
         try:
             if isinstance(self.channel, grpc.aio.Channel):
                 return self.channel.get_state() is grpc.ChannelConnectivity.READY
             core = getattr(self.channel, "_channel", None)
             check: Callable[[bool], int] | None = getattr(core, "check_connectivity_state", None)
-            return check is None or check(False) == _READY  # as gRPC calls it
+            return check is None or check(False) == _READY  # called as gRPC calls it
         except (ValueError, grpc.aio.UsageError):  # the channel is closed
             return True
 
 
 class SubChannels:
-    """The sub-channels of one channel. Each is created when it is first needed."""
+    """The sub-channels of one channel. Each sub-channel is created when it is first needed."""
 
     def __init__(self, binding: Binding, open_channel: Callable[[Endpoint], Any]) -> None:
         self._open = open_channel
@@ -172,19 +176,20 @@ class SubChannels:
         return self._new(endpoint)
 
     def departed(self) -> None:
-        """Drop the sub-channels to instances that have left."""
+        """Remove the sub-channels to instances that have left."""
         for endpoint in [one for one in list(self._known) if one.gone]:
             self._known.pop(endpoint, None)
 
     def take_all(self) -> Sequence[Any]:
-        """Return all channels, which the caller closes. After that no channel is created."""
+        """Remove all channels, and return them to be closed. After that, no channel is created."""
         self.closed = True
         with self._lock:
             known, self._known = self._known, {}
         return [one.channel for one in known.values()]
 
     def after_fork(self) -> None:
-        """In a forked child: leave the sub-channels of the parent alone."""
+        """In a forked child: store the sub-channels of the parent, so that they are neither used
+        nor finalized."""
         _inherited.append(self._known)
         self._known, self._lock = {}, threading.Lock()
 
@@ -197,6 +202,6 @@ class SubChannels:
                 known.addresses = addresses
                 return known
             made = SubChannel(self._open(endpoint), addresses, threading.Lock())
-            if not endpoint.gone:  # otherwise it has left since it was picked
+            if not endpoint.gone:  # otherwise the instance has left since it was picked
                 self._known[endpoint] = made
             return made

@@ -1,4 +1,5 @@
-"""The spans and metrics of gRPC, by OpenTelemetry's conventions for RPC clients."""
+"""The spans and metrics of gRPC calls, as defined by OpenTelemetry's conventions for RPC
+clients."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class GrpcSemantics(Semantics):
         return {**self.result(result if error is None else error), **_type(error)}
 
     def duration(self, result: object) -> Attributes:
-        """Return the labels of the duration."""
+        """Return the labels with which the duration of an attempt is recorded."""
         key = result.code() if isinstance(result, grpc.RpcError) else None
         labels = self._labels.get(key)
         if labels is None:
@@ -60,7 +61,7 @@ def _status(error: grpc.RpcError) -> Attributes:
 
 
 def _type(error: BaseException | None) -> Attributes:
-    """The type of an error that has no status."""
+    """Return the type of an error that has no status, as text."""
     if error is None or isinstance(error, grpc.RpcError):
         return {}
     return {"error.type": type(error).__qualname__}

@@ -41,7 +41,7 @@ class MultiCallable(BaseMultiCallable):
     def __init__(self, adapter: Adapter, subchannels: SubChannels, method: Method) -> None:
         super().__init__(adapter, subchannels.to, method)
         self._whole = self.load_reports is not None
-        """True if each attempt must also return its gRPC call, not only the response."""
+        """True if each attempt must return its gRPC call together with the response."""
 
 
 class UnaryUnary(MultiCallable, bases.UnaryUnary):
@@ -85,7 +85,8 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         timeout: float | None,
         wait_for_ready: bool | None,
     ) -> Any:
-        """Carry out an RPC. With `wait_for_ready`, it begins again until there is an instance."""
+        """Carry out an RPC. With `wait_for_ready`, the RPC begins again until there is an
+        instance."""
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
@@ -117,7 +118,8 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         compression: Any,
         attempt: protocol.Attempt[Any],
     ) -> Any:
-        """Carry out one attempt. A status that the server sent is a result."""
+        """Carry out one attempt. An error status from the server is returned as a result, not
+        raised."""
         subchannel = self.subchannel(attempt.endpoint)
         call = subchannel.methods.get(self.method) or subchannel.method(self.method)
         expiry = attempt.expiry
@@ -208,7 +210,7 @@ _KINDS: dict[str, Any] = {
 
 class _Direct:
     """The channel below the interceptors. Interceptors ask for the multi-callable of a method at
-    each RPC, so multi-callables are stored."""
+    each RPC, so the multi-callables are stored."""
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
@@ -248,7 +250,8 @@ class BalancedChannel(grpc.Channel):
 
     @property
     def balancer(self) -> Balancer:
-        """The balancer of this channel: its snapshot, ejection by hand, a refresh."""
+        """The balancer of this channel, for example for its snapshot, to eject an instance, or to
+        refresh discovery."""
         return self._adapter.balancer
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """The few protocol buffers that lbclient itself reads and writes: health checks and load reports.
 
-They are written by hand, so that no generated code is needed, which would have to match the
-installed version of protobuf.
+They are read and written without generated code, since generated code must match the installed
+version of protobuf.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ _LONGEST_VARINT = 10
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a message, by number: numbers for varints, bytes for everything else.
+    """Yield the fields of a message as (number of the field, value). The value of a varint is a
+    number; all other values are bytes.
 
-    Raises ValueError if it is malformed.
+    Raises ValueError if the message is malformed.
     """
     at = 0
     while at < len(message):

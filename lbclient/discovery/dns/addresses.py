@@ -1,4 +1,5 @@
-"""A and AAAA records: the addresses of SRV targets, and a source of discovery of their own."""
+"""Looks up A and AAAA records: for the targets of SRV records, or for services whose instances are
+the addresses of a name."""
 
 from __future__ import annotations
 
@@ -27,28 +28,28 @@ _ROUND = 5.0
 _LEAST_PATIENCE = 0.5
 _GRACE = 3.0
 _DELAY = 0.05
-"""Seconds: the resolution delay of RFC 8305, section 3."""
+"""The resolution delay of RFC 8305, section 3, in seconds."""
 _STRAGGLERS_LEAST, _STRAGGLERS_MOST = 0.25, 1.0
 _AT_ONCE, _AT_MOST = 16, 64
 _NO_GLUE = Glue()
 
 Start: TypeAlias = Callable[[Callable[[], None]], None]
-"""Runs a function, on a thread or at once."""
+"""Runs a function, on another thread or at once."""
 
 _Told: TypeAlias = Addresses | Exception
 
 
 def at_once(run: Callable[[], None]) -> None:
-    """A `Start` without threads: one question after another."""
+    """A `Start` without threads: it runs the questions one after another."""
     run()
 
 
 class LookupDeadline:
     """Divides the time of one round, in seconds, among its questions.
 
-    A name without an answer must not use up the whole round. So later questions are still asked,
-    each with enough time for a quick answer, until the later questions together have taken too
-    long.
+    A name without an answer must not use up the time of the whole round. So even if the time is
+    used up, further questions are asked, each with enough time for a quick answer. This ends when
+    these further questions together have taken too long.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
@@ -56,8 +57,8 @@ class LookupDeadline:
         self._clock = clock
 
     def left(self) -> float:
-        """Seconds for the next question. Raises DiscoveryError if no more questions should be
-        asked."""
+        """Return the seconds for the next question. Raises DiscoveryError if no more questions
+        should be asked."""
         left = self._until - self._clock()
         if left <= -_GRACE:
             raise DiscoveryError("the time for this round is over")
@@ -74,8 +75,8 @@ class Question(NamedTuple):
 class Lookup(NamedTuple):
     """The addresses of each name, or the reason why there are none.
 
-    `complete` is False if a question whose answer may add addresses is still under way: look the
-    names up again in `SOON` seconds.
+    `complete` is False if a question whose answer may add addresses is still under way. Then the
+    names must be looked up again after `SOON` seconds.
     """
 
     found: Mapping[str, Addresses | DiscoveryError]
@@ -83,15 +84,17 @@ class Lookup(NamedTuple):
 
 
 class AddressCache:
-    """Looks up addresses, and stores them for times when DNS does not answer.
+    """Looks up addresses, and stores them for use while DNS does not answer.
 
-    If DNS says that a name has no addresses, its stored addresses are dropped. If a question only
-    fails, the stored addresses are used, so one lost packet does not remove an instance.
+    If DNS says that a name has no addresses, its stored addresses are dropped. If a question fails
+    without an answer, the stored addresses are used. So one lost packet does not remove an
+    instance.
 
     Questions are asked in parallel: `start` runs each question, on a thread if possible. For each
-    family at most 16 questions are under way (64 while nothing is answered). So a family or a name
-    without answers does not delay others, even with many names. All other code runs on the thread
-    that calls `lookup`, one call at a time. A late answer waits in a queue for the next lookup.
+    family, at most 16 questions are under way (64 while no question of the family is answered). So
+    a family or a name without answers does not delay others, even with many names. All other code
+    runs on the thread that calls `lookup`, one call at a time. If an answer arrives late, it waits
+    in a queue for the next lookup.
 
     `kinds` are the families to ask for. `clock` returns monotonic seconds.
     """
@@ -120,9 +123,9 @@ class AddressCache:
         self._under_way: set[Question] = set()
         self._answers: deque[tuple[Question, _Told]] = deque()
         self._asleep = False
-        """True while a lookup waits for an answer."""
+        """True while `lookup` waits for an answer."""
         fork.track(self)
-        load()  # not at the first question, since the deadline of a call may be short
+        load()  # loaded now: the deadline of a call may be short
 
     @Lazy
     def _wake(self) -> queue.SimpleQueue[None]:
@@ -137,13 +140,14 @@ class AddressCache:
     def lookup(
         self, names: Iterable[str], seconds_left: Callable[[], float], glue: Glue = _NO_GLUE
     ) -> Lookup:
-        """Return the addresses of each name, IPv4 and IPv6 alternating, and their TTL in seconds.
+        """Return the addresses of each name, and their TTL in seconds. IPv4 and IPv6 addresses
+        alternate.
 
         This method waits until each question was answered or has failed, with two exceptions.
-        First, if a name has a usable address, and the last answer did not contain its other family,
-        it waits at most 50 ms more for that family (the resolution delay of RFC 8305). Second, it
-        waits for names without known addresses only as long as it took to find the addresses of the
-        other names, but at least 250 ms and at most 1 s.
+        First, if a name has a usable address of one family, and the last answer for this name had
+        none of the other family, it waits at most 50 ms more for the other family (the resolution
+        delay of RFC 8305). Second, for names without known addresses it waits only as long as the
+        lookup of the other names has taken, but at least 250 ms and at most 1 s.
 
         `seconds_left` returns the seconds that the next question may take. The error of a name is
         NoRecords if DNS says that the name has no address, and DiscoveryError if DNS does not
@@ -166,7 +170,8 @@ class AddressCache:
         )
 
     def asked(self, name: str) -> int:
-        """Return a number that is larger if the name was asked for more recently; 0 for never."""
+        """Return a number that is larger the more recently the name was asked for. Returns 0 if it
+        was never asked for."""
         return self._asked.get(name, 0)
 
     def keep(self, names: set[str]) -> None:
@@ -185,7 +190,7 @@ class AddressCache:
         told: dict[Question, _Told],
         seconds_left: Callable[[], float],
     ) -> None:
-        """Ask the questions, and add to `told` the answers that come in time."""
+        """Ask the questions, and add the answers that arrive in time to `told`."""
         waiting = _Waiting(itertools.chain(*lanes.values()), self._known.keys() - self._failed)
         for question, got in told.items():
             waiting.take(question, usable=self._has_usable(got))
@@ -215,7 +220,8 @@ class AddressCache:
                     changed = self._clock()
 
     def _has_usable(self, got: _Told) -> bool:
-        """True if the answer has an address that calls can use if no other answer comes."""
+        """True if the answer contains an address that calls can use, even if no other answer
+        arrives."""
         return not isinstance(got, Exception) and any(
             self._address_filter.refuses(one) is None and has_route(one) for one in got[0]
         )
@@ -229,14 +235,14 @@ class AddressCache:
             while lane and busy[kind] < limit:
                 question = lane.popleft()
                 if question in self._under_way:
-                    continue  # an earlier lookup has asked this, and did not wait for the answer
+                    continue  # an earlier lookup has asked it and did not wait
                 try:
                     seconds = seconds_left()
                 except DiscoveryError as error:
                     self._answers.append((question, error))
                     continue
                 self._start(partial(self._ask, question, seconds))
-                self._under_way.add(question)  # only now: it is asked again if `_start` raises
+                self._under_way.add(question)  # after `_start`: if that raises, it is asked again
                 self._asked[question.name] = next(self._turns)
                 busy[kind] += 1
 
@@ -254,7 +260,7 @@ class AddressCache:
                 self._wake.put(None)
 
     def _next(self, seconds: float) -> tuple[Question, _Told] | None:
-        """Return the next answer; None if no answer comes within this many seconds."""
+        """Return the next answer; None if no answer arrives within this many seconds."""
         self._asleep = True
         with contextlib.suppress(queue.Empty):
             while not self._answers:  # a wake-up may be left from an earlier wait
@@ -310,7 +316,7 @@ class _Waiting:
     def __init__(self, questions: Iterable[Question], expected: set[Question]) -> None:
         self.questions = set(questions)
         self.unknown = Counter(one.name for one in self.questions)
-        """The names without a usable address so far, each with its number of questions."""
+        """Maps each name without a usable address so far to the number of its questions."""
         self._expected = self.questions & expected
         self._found = False
 
@@ -318,14 +324,14 @@ class _Waiting:
     def enough(self) -> bool:
         """True if the answers so far can be used without the missing answers.
 
-        A lookup waits for the names and families that the last lookup found. Otherwise their old
-        addresses would stay in use until the next lookup. This wait is harmless, since no call
-        waits for a refresh.
+        A lookup waits for the names and families for which the last lookup has found addresses.
+        Otherwise the old addresses would stay in use until the next lookup. This wait is harmless,
+        since no call waits for a refresh.
         """
         return self._found and not self._expected
 
     def take(self, question: Question, *, usable: bool) -> bool:
-        """Record an answer. True if its name now has an address, or if no address can follow."""
+        """Record an answer. Returns True if its name now has an address, or can get none."""
         self._found = self._found or usable
         self._expected.discard(question)
         waited = question in self.questions
@@ -340,7 +346,7 @@ class _Waiting:
 
 
 class AddressResolver:
-    """Makes an instance of every address of a name, on one port.
+    """A resolver for which every address of a name is an instance, on one port.
 
     Use it for a Kubernetes headless service, for example. `kinds` are the families to ask for;
     `clock` and `start` are those of `AddressCache`. Raises ValueError for an invalid name.
@@ -373,7 +379,7 @@ class AddressResolver:
         return f"<AddressResolver {self._name}:{self._port}>"
 
     def resolve(self) -> Answer:
-        """Look up the addresses. Each address is an instance."""
+        """Look up the addresses, and return an instance for each."""
         name = self._name + "."
         lookup = self._addresses.lookup([name], lambda: _ROUND / len(KINDS))
         self.complete = lookup.complete

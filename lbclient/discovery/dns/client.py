@@ -1,7 +1,7 @@
-"""Asks DNS with dnspython, and replaces dnspython's errors by lbclient's.
+"""Asks DNS with dnspython, and replaces dnspython's errors by errors of lbclient.
 
-`load` imports dnspython, so that the import of this module takes little time. With its extras,
-dnspython imports HTTP/2 and trio, which takes longer than all other imports of a client.
+dnspython is imported by `load` and not with this module, since its import takes long: with its
+extras, dnspython imports HTTP/2 and trio, which takes longer than all other imports of a client.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _PORT = 53
 
 def load() -> None:
     """Import dnspython, unless it is imported already."""
-    global dns  # as if imported at the top
+    global dns  # as if imported at the top of the file
     import dns.exception  # noqa: PLC0415  # see above
     import dns.message  # noqa: PLC0415
     import dns.name  # noqa: PLC0415
     import dns.rdataclass  # noqa: PLC0415
-    import dns.rdtypes.IN.A  # noqa: PLC0415  # these dnspython loads itself, at the first record
+    import dns.rdtypes.IN.A  # noqa: PLC0415  # dnspython would load these at the first record
     import dns.rdtypes.IN.AAAA  # noqa: PLC0415
     import dns.rdtypes.IN.SRV  # noqa: PLC0415
     import dns.resolver  # noqa: PLC0415
 
 
 class NoRecords(DiscoveryError):
-    """DNS answered that there are no such records."""
+    """DNS has answered that the name has no records of this kind."""
 
 
 class Glue:
@@ -65,15 +65,18 @@ class Glue:
         self._kinds = {kind for _, kind in self._found}
 
     def get(self, name: str, kind: str) -> Addresses | None:
-        """The addresses of this kind for a name, or None if the section has none."""
+        """Return the addresses of this kind (A or AAAA) for a name, or None if the section contains
+        none."""
         return self._found.get((name, kind))
 
     def kinds(self, name: str) -> Sequence[str]:
-        """The kinds of address to use for a name.
+        """Return the kinds of addresses that the section has, or may lack, for a name.
 
-        A server silently leaves out addresses that do not fit. For example, an answer may have only
-        IPv4 addresses for a name, but IPv6 addresses for other names. Then the name may have IPv6
-        addresses too. It is assumed to have none only if the answer has no IPv6 address at all."""
+        A server silently leaves out addresses that do not fit into the answer. For example, an
+        answer may contain only IPv4 addresses for a name, but IPv6 addresses for other names. Then
+        the name may have IPv6 addresses too. It is assumed to have none only if the answer contains
+        no IPv6 address at all.
+        """
         if any((name, kind) in self._found for kind in KINDS):
             return [kind for kind in KINDS if kind in self._kinds]
         return KINDS
@@ -81,7 +84,8 @@ class Glue:
 
 @dataclass(frozen=True, slots=True)
 class DnsAnswer:
-    """The records of an answer, its TTL in seconds (the shortest of the chain), and its glue."""
+    """The records of an answer, its TTL in seconds (the shortest TTL in a chain of CNAMEs), and the
+    addresses in its additional section (glue)."""
 
     records: Sequence[object]
     ttl: float
@@ -89,7 +93,7 @@ class DnsAnswer:
 
 
 class Dns:
-    """Asks the given nameservers, or those of the system's resolver configuration.
+    """Asks the given nameservers, or the nameservers of the system's resolver configuration.
 
     `lifetime` limits one question with all its repetitions, in seconds.
     """
@@ -104,7 +108,8 @@ class Dns:
     def ask(self, name: str, kind: str, lifetime: float | None = None) -> DnsAnswer:
         """Return the records of `kind` at the absolute name `name`.
 
-        Raises NoRecords (NXDOMAIN, or none of this kind) or DiscoveryError (SERVFAIL, a timeout).
+        Raises NoRecords if the name does not exist or has no records of this kind. Raises
+        DiscoveryError for SERVFAIL or a timeout.
         """
         load()
         lifetime = self._lifetime if lifetime is None else min(lifetime, self._lifetime)
@@ -130,11 +135,11 @@ class Dns:
         )
 
     def _resolver(self, lifetime: float) -> dns.resolver.Resolver:
-        """Make a resolver for one question, so that changes of resolv.conf apply.
+        """Make a resolver for one question, so that changes of resolv.conf take effect.
 
         The resolver is not shared between threads. Each nameserver gets a part of the lifetime, and
         the nameserver that gave the last answer is asked first. Otherwise, if the first nameserver
-        of the list is down, each question would wait for it.
+        of the list is down, each question would wait for this nameserver.
         """
         resolver = dns.resolver.Resolver(configure=self._nameservers is None)
         given = resolver.nameservers if self._nameservers is None else self._nameservers
@@ -144,7 +149,8 @@ class Dns:
 
 
 def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns:
-    """Make a `Dns` for `nameservers=` (see `nameservers_of`). None: the system's nameservers."""
+    """Make a `Dns` for the argument `nameservers=` (see `nameservers_of`). None means the system's
+    nameservers."""
     if nameservers is None:
         return Dns(None)
     from lbclient.discovery.dns.nameservers import nameservers_of  # noqa: PLC0415  # imports dnspython
@@ -160,9 +166,10 @@ def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
 
 
 def _reasons(errors: Iterable[tuple[str, bool, int, Exception | str, object]]) -> str:
-    """Describe each nameserver's failure, always with the same text for the same failure.
+    """Describe the failure of each nameserver. The same failure always gives the same text.
 
-    dnspython's texts contain the time taken, so each failure would look like a new one in the log.
+    The texts of dnspython are not used: they contain the elapsed time, so each failure would look
+    new in the log.
     """
     reasons = {
         f"{_server(server, over_tcp=over_tcp)}: {_reason(what)}"

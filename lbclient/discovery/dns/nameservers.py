@@ -1,7 +1,7 @@
 """Nameservers as users write them: over UDP and TCP, TLS (RFC 7858) and HTTPS (RFC 8484).
 
-They use dnspython, with stricter rules: certificates are always verified, for a name or an address,
-and errors contain no secret and refer to no socket.
+They use dnspython with stricter rules: certificates are always verified, for a name or for an
+address. Errors contain no secret, and keep no socket open.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _NAMESERVERS = (
 
 
 class Tls(dns.nameserver.DoTNameserver):
-    """DNS over TLS. dnspython verifies the certificate's name only if it gets a name, so it always
-    gets one."""
+    """DNS over TLS. dnspython verifies the name in the certificate only if a name is passed, so one
+    is always passed."""
 
     def __init__(self, address: str, port: int, name: str | None) -> None:
         super().__init__(address, port, name or address.partition("%")[0])
@@ -55,8 +55,8 @@ class Tls(dns.nameserver.DoTNameserver):
 class Https(dns.nameserver.DoHNameserver):
     """DNS over HTTPS.
 
-    Proxies of the environment and netrc do not apply, and redirects are not followed, since
-    dnspython gives its HTTP client a transport of its own.
+    Proxies and passwords from the environment or from netrc are not used, and redirects are not
+    followed, since dnspython passes its own transport to its HTTP client.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Https(dns.nameserver.DoHNameserver):
         return lambda: until - clock()
 
     def _failure(self, root: BaseException, text: str, left: float) -> Exception:
-        """Make an error that says what failed, without frames and secrets."""
+        """Make an error that says what failed. It refers to no frames and contains no secrets."""
         if told := re.match(r" responded with status code (\d+)", text.removeprefix(self.url)):
             return OSError(f"HTTP status {told[1]}")
         if left <= 0 or isinstance(root, TimeoutError | dns.exception.Timeout):
@@ -124,7 +124,8 @@ class Https(dns.nameserver.DoHNameserver):
 
 
 def _root(error: BaseException, outer: BaseException | None) -> BaseException:
-    """The first error in the chain after `outer`, an error that the caller may be handling."""
+    """Return the first error in the chain of contexts. `outer`, an error that the caller may be
+    handling, is not part of this chain."""
     while (before := error.__cause__ or error.__context__) not in (None, outer):
         error = before
     return error
@@ -132,10 +133,12 @@ def _root(error: BaseException, outer: BaseException | None) -> BaseException:
 
 @functools.cache
 def _context_type() -> type[Any]:
-    """Make the classes at the first question, not at import: gevent replaces their base classes."""
+    """Make two classes. They are made at the first question, not at import, since gevent replaces
+    their base classes."""
 
     class Socket(ssl.SSLSocket):
-        """Limits a whole question, since an HTTP client limits only each read, and no size."""
+        """A socket that limits the time and the size of a whole question. An HTTP client limits
+        only the time of each read."""
 
         _room = _LARGEST
 
@@ -155,7 +158,8 @@ def _context_type() -> type[Any]:
             return data
 
     class Context(ssl.SSLContext):
-        """Verifies with the certificates of the system, or of SSL_CERT_FILE and SSL_CERT_DIR."""
+        """A TLS context that trusts the certificates of the system, or those of SSL_CERT_FILE and
+        SSL_CERT_DIR."""
 
         sslsocket_class = Socket
         left: Callable[[], float]
@@ -168,19 +172,19 @@ def nameservers_of(
 ) -> list[dns.nameserver.Nameserver]:
     """Parse the argument `nameservers=`.
 
-    - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP, or TCP for answers that do not
-      fit.
+    - `"127.0.0.1:5353"`, `"10.0.0.2"`, `"[::1]:53"`, `"::1"`: UDP; TCP for answers that do not fit
+      into UDP.
     - `"tcp://127.0.0.1:5353"`: only TCP.
     - `"tls://10.0.0.2:853#dns.example"`: DNS over TLS (RFC 7858). The certificate must be valid for
       the name after `#`, or, without a name, for the address.
-    - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). After `#` comes the
-      server's address; without it, the system's nameservers are asked for it.
+    - `"https://dns.example/dns-query#10.0.0.2"`: DNS over HTTPS (RFC 8484). The text after `#` is
+      the server's address. Without it, the system's nameservers are asked for the address.
 
-    `clock` returns monotonic seconds. Without it, an answer over HTTPS that comes byte by byte may
-    take longer than `timeout`, since only the time between two bytes is limited.
+    `clock` returns monotonic seconds. Without `clock`, an answer over HTTPS that arrives byte by
+    byte may take longer than `timeout`, since only the time between two bytes is limited.
 
-    Raises ValueError or TypeError, naming `nameservers`; ImportError if the extra for HTTPS is
-    missing.
+    Raises ValueError or TypeError, naming `nameservers`. Raises ImportError if the extra for HTTPS
+    is not installed.
     """
     if not isinstance(given, Iterable):
         raise TypeError(f"{_NAMESERVERS}, not {given!r}")
@@ -221,7 +225,7 @@ def _tls(text: str) -> Tls:
 
 def _https(text: str, clock: Callable[[], float] | None) -> Https:
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError  # urlsplit would silently drop some of it
+        raise ValueError  # urlsplit would silently drop a part of the text
     parts = urllib.parse.urlsplit(text)
     if "@" in parts.netloc or not parts.path or parts.netloc.endswith(":"):
         raise ValueError
@@ -250,7 +254,8 @@ def _address_and_port(text: str, otherwise: int) -> tuple[str, int]:
 
 
 def _shown(text: str) -> str:
-    """The text without parts that may be secret: userinfo, and the path and query of a URL."""
+    """Return the text without parts that may be secret: the userinfo, the path and the query of a
+    URL."""
     scheme, is_url, rest = text.rpartition("://")
     place, hash_, name = rest.rpartition("@")[2].partition("#")
     host = re.split("[/?]", place, maxsplit=1)[0] if is_url else place
@@ -265,7 +270,7 @@ class _Tcp(dns.nameserver.Do53Nameserver):
         return f"tcp://{bracketed(self.address)}:{self.port}"
 
     def is_always_max_size(self) -> bool:
-        """True: then dnspython does not try UDP first."""
+        """Return True, so that dnspython does not try UDP first."""
         return True
 
     def answer_nameserver(self) -> str:

@@ -1,6 +1,5 @@
-"""A service in DNS: the instances that DNS returns now or returned recently (`sticky`), if this
-host has a route to them.
-"""
+"""A service in DNS: the instances that DNS returns, or has returned recently (`sticky`), and to
+which this host has a route."""
 
 from __future__ import annotations
 
@@ -38,10 +37,11 @@ _OTHER = {"ipv4": "ipv6", "ipv6": "ipv4"}
 
 @dataclass(frozen=True, slots=True)
 class DnsOptions:
-    """The options of a client for services in DNS, checked.
+    """The checked options of a client for services in DNS.
 
     - `family`: the address families to ask for.
-    - `sticky`: seconds for which an address or instance stays known after DNS stopped returning it.
+    - `sticky`: seconds for which an address or instance stays known after DNS has stopped returning
+      it.
 
     Raises ValueError or TypeError, naming the argument.
     """
@@ -60,7 +60,7 @@ class DnsOptions:
         return _KINDS[self.family]
 
     def refuse(self, shown: str) -> None:
-        """Raise ValueError if an option is set, for a service that is not in DNS."""
+        """Raise ValueError if an option is set, since the service is not in DNS."""
         name = "family" if self.family != "any" else "sticky" if self.sticky else None
         if name is not None:
             raise ValueError(
@@ -70,12 +70,13 @@ class DnsOptions:
 
 
 class DnsService:
-    """Adds recent instances to those of `source`, and removes unreachable addresses.
+    """A resolver that adds recent instances to the instances of `source`, and removes unreachable
+    addresses.
 
     An address stays known for `sticky` seconds from the first answer that does not contain it. An
     instance also stays known, with its last weight and priority. This helps if DNS returns only
-    some of many addresses in each answer. Envoy's LOGICAL_DNS does the same. All known addresses
-    and instances are dropped when the service is declared absent.
+    some of many addresses in each answer. LOGICAL_DNS in Envoy works in the same way. All known
+    addresses and instances are dropped when the service is declared absent.
 
     If an answer has addresses of both families, the addresses to which this host has no route are
     left out (RFC 6724, section 6, rule 1). An instance without any other address is left out too.
@@ -97,7 +98,7 @@ class DnsService:
         return f"<DnsService of {self.source!r}>"
 
     def resolve(self) -> Answer:
-        """Look the service up. Raises the errors of the source."""
+        """Look the service up. If the source raises an error, it is raised to the caller."""
         try:
             answer = self.source.resolve()
         except ServiceAbsent:
@@ -106,8 +107,8 @@ class DnsService:
         return _with_route(self._with_missing(answer) if self._sticky else answer)
 
     def _with_missing(self, answer: Answer) -> Answer:
-        """Add recent addresses and instances. The answer is valid until the first of them
-        expires."""
+        """Return the answer with recent addresses and instances. It is valid until the first of
+        them expires."""
         now, sticky = self._clock(), self._sticky or 0.0
         for one in answer.instances:
             self._known.setdefault(one, _Known(one)).record = one
@@ -132,11 +133,12 @@ class _Known:
     def __init__(self, record: Instance) -> None:
         self.record = record
         self.missing_since: dict[str, float] = {}
-        """The time by address; infinity if the last answer had the address."""
+        """Maps each address to the time since which it is missing; infinity if the last answer
+        contained the address."""
 
     @property
     def oldest(self) -> float:
-        """The time since which the first of its addresses has been missing."""
+        """The earliest time since which one of its addresses has been missing."""
         return min(self.missing_since.values())
 
     def update(self, told: Iterable[str], now: float, until: float) -> None:
@@ -160,7 +162,7 @@ class _Known:
 def _with_route(answer: Answer) -> Answer:
     addresses = {address for one in answer.instances for address in one.addresses}
     if len({":" in address for address in addresses}) < len(KINDS):
-        return answer  # there is only one family, so there is no choice
+        return answer  # with only one family there is no choice
     usable = set(filter(has_route, addresses))
     if not usable or len(usable) == len(addresses):
         return answer
@@ -183,7 +185,8 @@ def _no_route(family: str) -> RejectedRecord:
 
 
 def addresses_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
-    """`http+dns://orders.example.com:8080`: every address of the name is an instance."""
+    """Parse a URL such as `http+dns://orders.example.com:8080`: every address of the name is an
+    instance."""
     host, port = host_of(url), url.port or DEFAULT_PORTS[scheme]
     dns, address_filter, clock, options, start, *_ = sources
     source = AddressResolver(
@@ -194,7 +197,8 @@ def addresses_from_url(url: SplitResult, scheme: str, sources: Sources) -> Parse
 
 
 def srv_from_url(url: SplitResult, scheme: str, sources: Sources) -> ParsedService:
-    """`http+srv://orders.example.com`: the SRV records of the service name its instances."""
+    """Parse a URL such as `http+srv://orders.example.com`: the SRV records of the service name its
+    instances."""
     host = host_of(url)
     if validation.is_address(host):
         raise ValueError(f"service must name a domain that has SRV records, not the address {host}")

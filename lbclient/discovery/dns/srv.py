@@ -22,7 +22,7 @@ _ROUND = 5.0
 
 
 class _Srv(Protocol):
-    """The fields of dnspython's SRV record."""
+    """The fields of an SRV record of dnspython that are used."""
 
     priority: int
     weight: int
@@ -33,7 +33,8 @@ class _Srv(Protocol):
 class SrvResolver:
     """Finds instances in the SRV records of `name`, with the checked addresses of their targets.
 
-    A record that cannot be used is left out, and the answer says why; all other records are used.
+    A record that cannot be used is left out, and the answer contains the reason. All other records
+    are used.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class SrvResolver:
         return f"<SrvResolver {self.name}>"
 
     def resolve(self) -> Answer:
-        """Look up the records, then the addresses that did not come with them.
+        """Look up the records, and then the addresses of targets whose addresses did not arrive
+        with the records.
 
         Raises ServiceAbsent if the target is `.`, and DiscoveryError if DNS gives no answer.
         """
@@ -70,7 +72,7 @@ class SrvResolver:
                 f"{self.name} declares that the service is not offered (target '.')"
             )
         hosts, refused = self._hosts(self._longest_unasked_first(records))
-        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each name once
+        names = dict.fromkeys(f"{host}." for host, _ in hosts)  # each name only once
         lookup = self._addresses.lookup(names, deadline.left, found.glue)
         self.complete = lookup.complete
         ttls, instances = [found.ttl if self.complete else min(found.ttl, SOON)], []
@@ -91,7 +93,7 @@ class SrvResolver:
     def _hosts(
         self, records: Iterable[_Srv]
     ) -> tuple[list[tuple[str, _Srv]], list[RejectedRecord]]:
-        """Return the usable records with their host names, and the others as refused."""
+        """Return the usable records with their host names, and all other records as refused."""
         hosts, refused = [], []
         for one in records:
             try:
@@ -108,8 +110,8 @@ class SrvResolver:
         return host
 
     def _longest_unasked_first(self, records: Iterable[_Srv]) -> list[_Srv]:
-        """Sort the names so that some round asks for each of them, even if no round has time for
-        all."""
+        """Sort the names so that those that were asked for least recently come first. So each name
+        is asked for in some round, even if no round has time for all names."""
         return sorted(records, key=lambda record: self._addresses.asked(_target(record)))
 
 
@@ -146,11 +148,11 @@ def _instance(host: str, record: _Srv, addresses: list[str]) -> Instance:
 
 
 def _place(one: Instance) -> tuple[int, str, int]:
-    """The sort key for display: servers return the same records in any order."""
+    """The sort key of a record in texts, since servers return the same records in any order."""
     return one.priority, one.host, one.port
 
 
 def _shown(record: _Srv) -> str:
-    """A record as a zone file writes it. dnspython has escaped characters that are not
-    printable."""
+    """Return a record as it is written in a zone file. dnspython has escaped characters that are
+    not printable."""
     return f"{record.priority} {record.weight} {record.port} {record.target.to_text()}"

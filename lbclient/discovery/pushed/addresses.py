@@ -1,7 +1,8 @@
 """Checks the addresses of the instances that a registry reports.
 
-A registry is trusted no more than DNS, since each service may register itself. Names are looked up
-here, and not when a connection is opened. So calls connect to the addresses that were checked.
+The answers of a registry are not trusted, just as those of DNS, since any service may register
+itself. Host names are looked up in this module, not when a connection is opened. So calls connect
+only to addresses that were checked.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ from lbclient.errors import DiscoveryError
 __all__ = ["AddressChecker"]
 
 _ROUND = 5.0
-"""Seconds for looking up names."""
+"""Seconds for one lookup of names."""
 _AGAIN = 5.0
 """Seconds until a name without an address is looked up again."""
 _ROOM = 1024
 
 _Key: TypeAlias = str | tuple[str, ...]
-"""What is checked of an instance: its addresses, or its host if it has none."""
+"""The checked part of an instance: its addresses, or its host if it has no addresses."""
 
 
 class _Checked(NamedTuple):
-    """The addresses that may be used, why others may not, and until which time that is known."""
+    """The result of a check: the allowed addresses, the reasons why the others are refused, and the
+    time at which this result expires."""
 
     addresses: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -47,12 +49,12 @@ class _Checked(NamedTuple):
 class AddressChecker:
     """Removes the addresses that the filter refuses, and looks up the hosts that are names.
 
-    An update does not wait for DNS: an instance with a new name joins once its name has an address,
-    and `notify` is called then. Only if an answer has no instance that can be used yet, `check`
-    waits for names, for up to 5 s. When the TTL of a name is over, it is looked up again, and its
-    addresses stay in use meanwhile.
+    An update does not wait for DNS. An instance with a new name joins as soon as its name has an
+    address; then `notify` is called. Only if no instance of an answer can be used yet, `check`
+    waits for names, up to 5 s. When the TTL of a name has expired, the name is looked up again.
+    Meanwhile its addresses stay in use.
 
-    `start` runs a lookup on another thread. Everything else runs on the thread that calls `check`,
+    `start` runs a lookup on another thread. All other code runs on the thread that calls `check`,
     one call at a time.
     """
 
@@ -71,22 +73,25 @@ class AddressChecker:
         self._make_cache = partial(AddressCache, dns, address_filter, clock, start=start)
         self._cache: AddressCache | None = None
         self._fine: set[_Key] = set()
-        """Addresses of which none is refused. For most services this is all that is needed."""
+        """Addresses of instances of which no address is refused. For most services, these are all
+        addresses."""
         self._checked: dict[_Key, _Checked] = {}
-        """The other addresses, and names."""
+        """The results for all other addresses, and for names."""
         self._replaced: dict[int, tuple[Instance, _Checked, Instance]] = {}
         self._results: deque[dict[_Key, _Checked]] = deque()
         self.under_way: bool = False
-        """True while names are looked up."""
+        """True while a lookup of names is under way."""
         self._waiting: queue.SimpleQueue[None] | None = None
         fork.track(self)
 
     def after_fork(self) -> None:
-        """In a forked child: forget the lookup under way, whose thread does not exist."""
+        """In a forked child: forget the lookup under way, whose thread does not exist in the
+        child."""
         self.under_way, self._waiting = False, None
 
     def check(self, answer: Answer) -> Answer:
-        """Return the instances that may be called: `answer` itself if that changes nothing."""
+        """Return an answer with the instances that may be called. Returns `answer` itself if all of
+        them may be called unchanged."""
         fine = self._fine
         doubtful = [one for one in answer.instances if (one.addresses or one.host) not in fine]
         if not doubtful:
@@ -117,7 +122,7 @@ class AddressChecker:
             key = one.addresses or one.host
             if key in fine:
                 instances.append(one)
-            elif (found := checked.get(key)) is not None:  # otherwise it is looked up now
+            elif (found := checked.get(key)) is not None:  # otherwise the name is still looked up
                 refused += [RejectedRecord(str(one), reason) for reason in found.reasons]
                 if found.addresses:
                     known = before.get(id(one))
@@ -137,8 +142,8 @@ class AddressChecker:
             self._checked = {key: one for key, one in self._checked.items() if key in keys}
 
     def _look_up(self, names: Collection[str], answer: Answer) -> None:
-        """Look up the names that are new, or whose TTL is over. Wait for them only if no instance
-        can be used yet."""
+        """Look up the names that are new, or whose TTL has expired. Wait for the answers only if no
+        instance can be used yet."""
         give_up = self._clock() + _ROUND
         self._take_results()
         while self._begin(names) and not any(map(self._has_address, answer.instances)):
@@ -175,7 +180,7 @@ class AddressChecker:
         if due and not self.under_way:
             self.under_way = True
             self._start(partial(self._ask, due, {f"{name}." for name in names}))
-            self._take_results()  # if it ran on this thread
+            self._take_results()  # the lookup may have run on this thread
         return self.under_way
 
     def _ask(self, due: Collection[str], names: set[str]) -> None:
@@ -221,7 +226,8 @@ def _reason(error: DiscoveryError) -> str:
 
 
 def _reachable(addresses: list[str]) -> tuple[str, ...]:
-    """Leave out the addresses to which this host has no route, unless none would be left."""
+    """Return the addresses to which this host has a route. If there are none, return all
+    addresses."""
     if len({":" in one for one in addresses}) > 1:
         addresses = list(filter(has_route, addresses)) or addresses
     return tuple(addresses)

@@ -1,9 +1,10 @@
 """A session with the HTTP API of a registry: requests, streams of lines, TLS, tokens and errors.
 
 The methods of `RegistryApi` are coroutines. On an event loop they wait. On a thread they block and
-never suspend (see `_internal/blocking.py`), so a source is written once. Sessions use httpx and not
-a client of this package, since discovery is below HTTP here. They use its transports alone: these
-follow no redirect, keep no cookie, read no environment, and log no request.
+never suspend (see `_internal/blocking.py`), so a source is written once. Sessions use httpx, not a
+client of this package, since discovery is below `http/` in the layers of this package. They use
+only the transports of httpx: these follow no redirects, store no cookies, read no environment
+variables, and log no requests.
 """
 
 from __future__ import annotations
@@ -48,17 +49,19 @@ __all__ = [
 ]
 
 Params: TypeAlias = Mapping[str, str | int] | list[tuple[str, str | int | float | bool | None]]
-"""The query of a request; a list of pairs may have a key more than once."""
+"""The query of a request. A list of pairs may contain a key more than once."""
 
 _TIMEOUT = 5.0
 _LARGEST = 64 << 20
-"""Bytes of a response. Consul's answer about ten thousand instances needs a third of this."""
+"""The maximum number of bytes of a response. Consul's answer about ten thousand instances needs a
+third of this."""
 _LONGEST = 16 << 20
-"""Bytes of a line. An EndpointSlice has at most 1,000 endpoints, and needs a tenth of this."""
+"""The maximum number of bytes of a line. An EndpointSlice has at most 1,000 endpoints, and needs a
+tenth of this."""
 _EXPLANATION = 16 << 10
-"""Bytes that are read of a response with an unexpected status."""
+"""The number of bytes that are read of a response with an unexpected status."""
 _SHOWN = 300
-"""Characters that an error shows of the registry's own explanation."""
+"""The number of characters of the registry's explanation that an error shows."""
 _UNKNOWN_ISSUER = {18, 19, 20, 21}
 """OpenSSL's codes for a certificate that no known authority has signed."""
 _SHORTEST = 0.001
@@ -80,7 +83,7 @@ class StatusError(DiscoveryError):
 
 
 class LostConnection(DiscoveryError):
-    """The connection failed, or was silent for too long, after the response had begun."""
+    """The connection failed after the response had begun, or no data arrived for too long."""
 
 
 class Reply(NamedTuple):
@@ -90,7 +93,7 @@ class Reply(NamedTuple):
     headers: Mapping[str, str]
     body: bytes
     registry: str
-    """The registry and its address, for errors."""
+    """The name of the registry and its address, for errors."""
 
     def json(self) -> Any:
         """Parse the body. Raises DiscoveryError if it is not JSON."""
@@ -115,7 +118,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _in_a_line(text: str) -> str:
-    """Shorten a text, and escape what is not printable, for a log or a screen."""
+    """Shorten a text for a log or a screen, and escape characters that are not printable."""
     cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return cut if cut.isprintable() else repr(cut)[1:-1]
 
@@ -135,7 +138,7 @@ class _Io(Protocol):
         ...
 
     async def release(self, response: httpx.Response) -> None:
-        """Give up a response. Its connection is reused only if the body was read to its end."""
+        """Close a response. Its connection is reused only if the body was read to its end."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -148,7 +151,8 @@ class _Io(Protocol):
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
-    """TCP's own probes: an idle connection fails about a minute after its peer has vanished."""
+    """Return the options for TCP keep-alive. With them, an idle connection fails about a minute
+    after its peer has vanished."""
     options = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
     return [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -222,10 +226,10 @@ class _TimeLeft(dict[str, float]):
 
 
 class _ThreadIo:
-    """The I/O of a session on a thread, whose coroutines never suspend.
+    """The I/O of a session on a thread. Its coroutines block, and are never suspended.
 
-    `end` may be called from any thread. It ends what the session waits for, and then each operation
-    raises CancelledError, as on an event loop.
+    Any thread may call `end`. It ends the operation for which the session waits. After that, each
+    operation raises CancelledError, as on an event loop.
     """
 
     def __init__(self, *, verify: ssl.SSLContext | bool) -> None:
@@ -290,7 +294,7 @@ class _ThreadIo:
         self._transport.close()
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Note the socket of each new connection, for `end`. httpcore calls this."""
+        """Store the socket of each new connection, for `end`. httpcore calls this method."""
         if event.startswith("connection.") and event.endswith(".complete"):
             made = getattr(info.get("return_value"), "get_extra_info", lambda _: None)("socket")
             if isinstance(made, socket.socket):
@@ -300,8 +304,9 @@ class _ThreadIo:
 
 
 def _shut(one: socket.socket) -> None:
-    """Wake a thread that reads from a socket. `SSLSocket.shutdown` would also end TLS, which that
-    thread still uses, so the method of a plain socket is called; eventlet's has none."""
+    """Wake a thread that reads from a socket. `SSLSocket.shutdown` would also remove the TLS state,
+    which that thread still uses. So the method of a plain socket is called. eventlet's sockets do
+    not have this method."""
     shutdown = getattr(socket.socket, "shutdown", None)
     with contextlib.suppress(OSError):  # it is closed
         if shutdown is None:
@@ -313,15 +318,16 @@ def _shut(one: socket.socket) -> None:
 class LineStream(AsyncIterator[bytes]):
     """The lines of a response, without their ends. Empty lines are left out.
 
-    It ends when the response ends. Raises LostConnection if the connection breaks, or if there is
-    no complete line for `silence` seconds, and DiscoveryError if a line is too long.
+    The iteration ends when the response ends. Raises LostConnection if the connection breaks, or if
+    there is no complete line for `silence` seconds, and DiscoveryError if a line is too long.
     """
 
     def __init__(self, api: RegistryApi, send: Callable[[], Any], silence: float) -> None:
         self._api = api
         self._send = send
         self.silence: float = silence
-        """It may be changed, from the next line on."""
+        """Seconds within which each line must arrive. This attribute may be changed during the
+        iteration."""
         self._response: httpx.Response | None = None
         self._data = bytearray()
         self._lines: deque[bytes] = deque()
@@ -344,7 +350,7 @@ class LineStream(AsyncIterator[bytes]):
 
     @property
     def pending(self) -> bool:
-        """True if another line has arrived already."""
+        """True if another line has already arrived."""
         return bool(self._lines)
 
     async def __anext__(self) -> bytes:
@@ -367,18 +373,19 @@ class LineStream(AsyncIterator[bytes]):
 class RegistryApi:
     """A session with a registry. It keeps connections, and is used by one task or thread.
 
-    - `registry`: what the registry is, for errors: `"Kubernetes"`.
-    - `url`: where it is, checked by `registry_url`.
+    - `registry`: the name of the registry for errors, such as `"Kubernetes"`.
+    - `url`: the URL of the registry, checked by `registry_url`.
     - `headers`: a function that returns the headers of a request, such as the one with the token.
-      It is called for each request, so a token may change. Their values are secret: no error shows
-      them. The attribute may be replaced during the session.
-    - `ca`: a file with the certificates to trust; None means those that httpx trusts by default.
-    - `ca_hint`: how the user passes that file.
-    - `hints`: by status, what the user can do about it.
+      It is called for each request, so a token may change. Their values may be secret, so no error
+      shows them. This attribute may be replaced during the session.
+    - `ca`: a file with the certificates to trust; None means the certificates that httpx trusts by
+      default.
+    - `ca_hint`: a text for errors that says how the user passes the file `ca`.
+    - `hints`: for some statuses, a text for errors that says what the user can do.
 
-    Enter it with `async with` on an event loop of asyncio, and with `with` on a thread. There the
-    methods do not suspend, so `run_blocking(lambda: api.get("/"))` returns the result. All methods
-    raise DiscoveryError; its text names the registry and its address.
+    Enter it with `async with` on an event loop of asyncio, and with `with` on a thread. On a
+    thread, the methods are never suspended, so `run_blocking(lambda: api.get("/"))` returns the
+    result. All methods raise DiscoveryError; its text names the registry and its address.
     """
 
     def __init__(
@@ -394,7 +401,7 @@ class RegistryApi:
         self.url = url.rstrip("/")
         self.headers = headers
         self.clock: Callable[[], float] = time.monotonic
-        self.rng = random.Random()  # noqa: S311  # it spreads requests out, and keeps no secret
+        self.rng = random.Random()  # noqa: S311  # used to spread requests in time, not for secrets
         self._registry = registry
         self._ca = None if ca is None else os.fspath(ca)
         self._ca_hint = ca_hint
@@ -424,8 +431,8 @@ class RegistryApi:
         run_blocking(self._bound.close)
 
     def end(self) -> None:
-        """End what a session on a thread waits for, from another thread. From then on its methods
-        raise `asyncio.CancelledError`."""
+        """End the operation for which a session on another thread waits. After that, the methods of
+        the session raise `asyncio.CancelledError`."""
         if isinstance(self._io, _ThreadIo):
             self._io.end()
 
@@ -458,7 +465,7 @@ class RegistryApi:
         timeout: float = _TIMEOUT,
         expect: Collection[int] = (200,),
     ) -> Reply:
-        """Send a POST with a JSON document. Otherwise like `get`."""
+        """Send a POST with a JSON document. In all other respects this works like `get`."""
         return await self._call("POST", path, params, json, timeout, expect)
 
     async def put(
@@ -470,7 +477,8 @@ class RegistryApi:
         timeout: float = _TIMEOUT,
         expect: Collection[int] = (200,),
     ) -> Reply:
-        """Send a PUT with a JSON document, or without a body. Otherwise like `get`."""
+        """Send a PUT with a JSON document, or without a body. In all other respects this works like
+        `get`."""
         return await self._call("PUT", path, params, json, timeout, expect)
 
     def stream(
@@ -483,8 +491,8 @@ class RegistryApi:
         silence: float,
         timeout: float = _TIMEOUT,
     ) -> LineStream:
-        """Send a request whose response has no end, and return its lines, to be used in `async
-        with`.
+        """Send a request whose response does not end, and return its lines. Use the result in
+        `async with`.
 
         The headers must arrive within `timeout` seconds, and each line within `silence` seconds.
         Raises StatusError for a status other than 200.
@@ -496,13 +504,13 @@ class RegistryApi:
         return _parsed(data, str(self))
 
     async def pause(self, seconds: float) -> None:
-        """Wait. The end of the watch ends the wait, too."""
+        """Wait for `seconds`. The wait ends early if the watch is ended."""
         await self._bound.sleep(seconds)
 
     async def pace(self, seconds: float = 1.0, *, burst: int = 1) -> None:
-        """Wait if this is called more often than once in `seconds`, apart from `burst` calls in a
-        row. A source that answers at once, again and again, must not be asked again at once.
-        """
+        """Limit how often a source is asked: wait if this method is called more often than once in
+        `seconds`, except for `burst` calls in a row. So a registry that always answers at once is
+        not flooded with requests."""
         now = self.clock()
         self._next_turn = max(self._next_turn, now - (burst - 1) * seconds) + seconds
         if (wait := self._next_turn - seconds - now) > 0:
@@ -556,8 +564,8 @@ class RegistryApi:
         raise failure  # outside of `except`: the context of the error would hold the request
 
     async def read(self, response: httpx.Response, until: float, late: str) -> bytes:
-        """Return the next bytes of a body, b"" at its end. `until` is by `clock`; `late` is what
-        the error says if this takes longer."""
+        """Return the next bytes of a body, b"" at its end. `until` is a time of `clock`. If reading
+        takes longer, the error text contains `late`."""
         try:
             return await self._bound.read(response, until - self.clock())
         except _FAILURES as error:
@@ -583,7 +591,8 @@ class RegistryApi:
     async def _refused(
         self, request: httpx.Request, response: httpx.Response, timeout: float
     ) -> StatusError:
-        """Describe a response with an unexpected status, and what it says itself."""
+        """Return an error for a response with an unexpected status. It includes the explanation in
+        the response."""
         until = self.clock() + timeout
         try:
             body = await self._body(response, until, timeout, _EXPLANATION)
@@ -606,7 +615,7 @@ class RegistryApi:
         return StatusError(text, status)
 
     def _failure(self, error: Exception, late: str) -> str:
-        """Describe a failure of the network."""
+        """Return an error for a failure of the network."""
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             return f"{self} {late}"
         causes = list(_causes(error))
@@ -623,13 +632,15 @@ class RegistryApi:
         return f"the connection to {self} failed: {said}"
 
     def clean(self, text: str) -> str:
-        """Return a text of the registry for an error: short, and without secrets."""
+        """Return a text that the registry has sent, for use in an error: shortened, and without
+        secrets."""
         for one in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(one, "...")
         return _in_a_line(text.strip())
 
     def _context(self) -> ssl.SSLContext | bool:
-        """The certificates to trust. The file is read again when it has changed."""
+        """The TLS context with the certificates to trust. The file is read again when it has
+        changed."""
         if not self.url.startswith("https:"):
             return False
         path = self._ca
@@ -650,14 +661,15 @@ def _late(seconds: float) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes. httpx shows the reason of some failures only there."""
+    """Yield an error and its causes. For some failures, only a cause of httpx's error contains the
+    reason."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _reason(error: BaseException) -> str | None:
-    """The reason that the operating system, or OpenSSL, gives for an error."""
+    """Return the reason that the operating system, or OpenSSL, gives for an error."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
     if isinstance(error, ssl.SSLError | socket.gaierror):
@@ -666,14 +678,15 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _secret_parts(values: Iterable[str]) -> Iterator[str]:
-    """The texts that no error may show: the values of headers, also without `Bearer`."""
+    """The texts that no error may show: the values of headers, with and without `Bearer`."""
     for value in values:
         yield value
         yield value.rpartition(" ")[2]
 
 
 def _message(body: bytes) -> str:
-    """Return what a response says about its status: a field of a JSON object, or the text."""
+    """Return the explanation in the body of a response: a field of a JSON object, or the whole
+    text."""
     text = body.decode(errors="replace")
     try:
         found = json.loads(text)
@@ -688,7 +701,7 @@ def _message(body: bytes) -> str:
 
 def registry_url(name: str, url: object) -> str:
     """Check the URL of a registry, given as the argument `name`: http or https, a host, possibly a
-    port and a base path. Returns it. No error shows a part that may be secret."""
+    port and a base path. Returns the URL. No error shows a part of it that may be secret."""
     form = "such as 'https://127.0.0.1:6443'"
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a URL {form}, not {type(url).__name__}")
@@ -714,8 +727,8 @@ def registry_url(name: str, url: object) -> str:
 
 
 def secret(name: str, value: object) -> str:
-    """Check a token or a password, given as `name`. Returns it without space at its ends. No error
-    shows it. Raises ValueError or TypeError."""
+    """Check a token or a password, given as the argument `name`. Returns it without spaces at its
+    ends. Raises ValueError or TypeError; no error shows the value."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be text, not {type(value).__name__}")
     if not _VISIBLE.fullmatch(plain := value.strip()):

@@ -32,17 +32,19 @@ __all__ = ["Consul", "HealthAnswers", "from_url"]
 
 _DEFAULT = "127.0.0.1:8500"
 _WAIT = 300
-"""Seconds for which a query blocks at most. Up to a tenth is subtracted at random, so that clients
-that start together do not ask together. Consul adds up to a sixteenth."""
+"""The maximum number of seconds for which a query blocks. Up to a tenth is subtracted at random, so
+that clients that start at the same time do not ask at the same time. Consul adds up to a sixteenth.
+"""
 _SLOWER = 1 / 16
 _MARGIN = 10.0
 _FIRST = 15.0
-"""Seconds for a query that does not block. Consul itself gives up after 7 s without a leader."""
+"""The timeout in seconds of a query that does not block. Consul itself gives up after 7 s without a
+leader."""
 _AGAIN, _NEWS = 1.0, 0.1
-"""Seconds from one answer to the next query: after an answer without news, and with news. A query
-that blocked for longer is followed by the next one at once."""
+"""Queries are at least this number of seconds apart: after an answer without changes, and after an
+answer with changes. If a query blocked for longer, the next query follows at once."""
 _AT_ONCE = 2
-"""So many answers in a row are each followed by the next query at once."""
+"""The first answers in a row, up to this number, are each followed by a query at once."""
 
 _INDEX = re.compile("[0-9]{1,20}")
 _TRUE, _FALSE = ("1", "t", "true"), ("0", "f", "false")
@@ -56,17 +58,20 @@ _POLICY = "service:read for the service, and node:read for its nodes"
 class Consul(PushedSource):
     """A service in Consul, passed as `service` or as `via` of a `Registration`.
 
-    - `service`: its name in Consul.
-    - `address`: the agent's HTTP API, `"127.0.0.1:8500"` or a URL. None: `CONSUL_HTTP_ADDR`, else
-      this address. `CONSUL_HTTP_SSL` and `CONSUL_CACERT` are honoured.
-    - `tag`: only instances with this tag.
+    - `service`: the name of the service in Consul.
+    - `address`: the agent's HTTP API, `"127.0.0.1:8500"` or a URL. With None, the environment
+      variable `CONSUL_HTTP_ADDR` is used, or else `"127.0.0.1:8500"`. `CONSUL_HTTP_SSL` and
+      `CONSUL_CACERT` are honoured.
+    - `tag`: only instances with this tag are used.
     - `dc`: the datacenter to ask; None means the agent's own.
     - `near`: a node, or `"_agent"`, from which Consul sorts the instances by distance. The order
       does not change how calls are distributed.
-    - `passing`: only instances whose checks all pass. False: also those with the status `warning`,
-      with their weight for that status. Critical ones, and those in maintenance, are never used.
-    - `token`: the ACL token, or the path of a file with the token. None: `CONSUL_HTTP_TOKEN_FILE`
-      or `CONSUL_HTTP_TOKEN`. A file is read again for each request.
+    - `passing`: with True, only instances whose checks all pass are used. With False, instances
+      with the status `warning` are used too, with their weight for that status. Instances that are
+      critical or in maintenance are never used.
+    - `token`: the ACL token, or the path of a file with the token. With None, the environment
+      variable `CONSUL_HTTP_TOKEN_FILE` or `CONSUL_HTTP_TOKEN` is used. A file is read again for
+      each request.
 
     `Weights` of Consul become weights. The metadata of an instance are its `Meta`, and `tags`,
     `node` and `datacenter`. Raises ValueError or TypeError, naming the argument.
@@ -149,7 +154,7 @@ class Consul(PushedSource):
         return params | ({"passing": "1"} if self.passing else {})
 
     def _headers(self) -> Mapping[str, str]:
-        """The header with the token, read again for each request."""
+        """Return the header with the token, which is read again for each request."""
         token = self.token
         if token is None:
             if file := os.environ.get("CONSUL_HTTP_TOKEN_FILE"):
@@ -162,8 +167,8 @@ class Consul(PushedSource):
 
 
 def from_url(url: SplitResult, query: Mapping[str, str]) -> Consul:
-    """`http+consul://orders?tag=v2&dc=eu`: the instances of this service with this tag, in this
-    datacenter."""
+    """Parse a URL such as `http+consul://orders?tag=v2&dc=eu`: the instances of the service
+    `orders` with this tag, in this datacenter."""
     if url.port is not None:
         raise ValueError(f"service must not have a port: instances have one ({shown(url)!r})")
     if (passing := query.get("passing", "").lower()) not in (*_TRUE, *_FALSE, ""):
@@ -243,7 +248,7 @@ class HealthAnswers:
         self._passing = passing
         self._body = b""
         self._starts: list[int] = []
-        """Where each entry begins in the body."""
+        """The positions in the body at which the entries begin."""
         self._entries: list[_Entry] = []
         self._filtered = False
         """True if the token may not read all instances."""
@@ -278,10 +283,13 @@ class HealthAnswers:
         return Answer(instances, refused=refused)
 
     def _take(self, reply: Reply) -> tuple[int, int, list[_Entry]]:
-        """Parse the part that is new. Returns which of the last entries it replaces, and by what.
+        """Parse the part of the body that has changed. Returns which of the last entries it
+        replaces, and the new entries.
 
-        If each piece is valid JSON, then so is the list, and these are its entries. So a place that
-        only looks like the beginning of an entry does no harm: then a piece is not valid.
+        The body is split into pieces at positions that look like the beginning of an entry. If each
+        piece is valid JSON, the list is valid too, and the pieces are its entries. If a position
+        was not the beginning of an entry, a piece is not valid JSON. Then the whole body is parsed
+        instead.
         """
         old, body = self._body, reply.body.strip()
         first, last, begin, end = self._changed_part(body)
@@ -302,7 +310,7 @@ class HealthAnswers:
                     known[piece] = _entry(json.loads(piece), passing=self._passing)
                 starts.append(at)
                 entries.append(known[piece])
-        except (ValueError, RecursionError):  # not the form in which Consul writes it
+        except (ValueError, RecursionError):  # not written in the usual form of Consul
             self._body, self._starts = b"", []
             document = reply.json()
             if not isinstance(document, list):
@@ -310,14 +318,15 @@ class HealthAnswers:
             return 0, len(self._entries), [_entry(one, passing=self._passing) for one in document]
         shift = len(body) - len(old)
         self._starts[first:] = [*starts, *(at + shift for at in self._starts[last:])]
-        if not old:  # the entries of an unusual form have no places
+        if not old:  # in an unusual form, the positions are unknown
             last = len(self._entries)
         self._body = body
         return first, last, entries
 
     def _changed_part(self, body: bytes) -> tuple[int, int, int, int]:
-        """Return the indexes of the first entry that has changed and of the next that has not, and
-        the places in `body` where the new part begins and ends."""
+        """Compare the body with the last body. Return the indexes of the first entry that has
+        changed, and of the first unchanged entry after it. Also return the positions in `body`
+        where the changed part begins and ends."""
         old, starts = self._body, self._starts
         most, size = min(len(old), len(body)), len(old)
         same = _common(lambda low, high: body.startswith(old[low:high], low), most)
@@ -332,9 +341,9 @@ class HealthAnswers:
 
 
 def _common(is_same: Callable[[int, int], bool], most: int) -> int:
-    """Return for how many bytes two texts are the same, at most `most`. `is_same(low, high)`
-    compares a part of them. The parts are small, so that none is copied to a new page of memory.
-    """
+    """Return the number of bytes that two texts have in common, at most `most`. `is_same(low,
+    high)` compares a part of the texts. The parts are small, so that comparing them needs little
+    memory."""
     low, size = 0, _BLOCK
     while low < most:
         high = min(low + size, most)

@@ -1,18 +1,19 @@
-"""Services in etcd: the keys under a prefix, listed once and then followed, by the JSON gateway.
+"""Services in etcd: lists the keys under a prefix, and then watches them, through etcd's JSON
+gateway.
 
-**A change is never missed.** The list has a revision, and the watch sends every change after it. If
-the watch ends, the next one begins at the revision of the last change. If etcd has compacted that
-revision, the keys are listed again.
+**A change is never missed.** The list has a revision, and the watch sends every change after this
+revision. If the watch ends, the next watch begins after the revision of the last change. If etcd
+has compacted that revision, the keys are listed again.
 
-**A silent watch is begun again.** etcd tells a watch that nothing has happened only every ten
-minutes by default, and the gateway cannot ask for it: the body of a request ends before its
-response begins. So after 30 s without a message the watch is begun again, which takes one small
-request. etcd confirms the beginning at once, and this is the sign of life. A list at intervals
-would cost the same, and would not show that the watch itself still works.
+**A silent watch is begun again.** If nothing changes, etcd by default sends a message only every
+ten minutes. A client of the gateway cannot ask for such a message, since the body of a request ends
+before its response begins. So after 30 s without a message, the watch is begun again, which takes
+one small request. etcd confirms the new watch at once, which shows that etcd is alive. A list at
+intervals would cost the same, but would not show that a watch still works.
 
-**A member without a leader is left.** It could send no changes, and would not say so. So each
-request demands that the member has a leader, as etcd's own client does, and the next member is
-asked if it has none. Lists are linearizable, etcd's default.
+**A member without a leader is not used.** Such a member cannot send changes, and does not report
+this. So each request demands that the member has a leader, as etcd's own client does. If the member
+has none, the next member is asked. Lists are linearizable, etcd's default.
 """
 
 from __future__ import annotations
@@ -59,23 +60,25 @@ __all__ = [
 T = TypeVar("T")
 _ENDPOINTS = "http://127.0.0.1:2379"
 _PAGE = 500
-"""Keys of one page of the list. A page takes a few milliseconds to read and parse."""
+"""The maximum number of keys on one page of the list. A page takes a few milliseconds to read and
+parse."""
 _MOST_KEYS = 100_000
 _LARGEST_VALUE = 64 << 10
-"""Bytes. An instance needs a few hundred; a large object would occupy the interpreter for long."""
+"""The maximum number of bytes of a value. An instance needs a few hundred bytes. Parsing a large
+object would occupy the interpreter for long."""
 _SILENCE = 30.0
 """Seconds without a message after which the watch is begun again."""
 _TIMEOUT = 6.0
-"""Seconds for one request, with all members that are asked."""
+"""Seconds for one request, including the repetitions at other members."""
 _SHORTEST = 1.0
 """Seconds for one member, at least."""
 _HEADERS = {"grpc-metadata-hasleader": "true"}
-"""Demands that the member has a leader."""
+"""The header by which a request fails if the member has no leader."""
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _HINTS = {403: "the user needs a role with permission for all keys with the prefix"}
 _TOKEN_REFUSED = "auth token", "auth store", "user name is empty"
-"""Parts of etcd's texts about a token that has expired, is older than a change of the users, or is
-missing."""
+"""Parts of etcd's error texts about a token that is missing, has expired, or is older than the last
+change of the users."""
 
 
 class Etcd(PushedSource):
@@ -83,22 +86,23 @@ class Etcd(PushedSource):
 
         lbclient.Client(lbclient.Etcd("/services/orders/"))
 
-    The value of a key is `host:port`, an object with `host` and `port` and the other fields of
-    `Instance`, or the object that gRPC's naming for etcd writes: `{"Op": 0, "Addr": "host:port",
-    "Metadata": ...}`. A key with another value is left out, and the answer says why.
+    The value of a key is `host:port` or a JSON object. The object has the fields of `Instance`, at
+    least `host` and `port`, or it is the object that gRPC's naming for etcd writes: `{"Op": 0,
+    "Addr": "host:port", "Metadata": ...}`. A key with any other value is left out, and the answer
+    contains the reason.
 
-    - `prefix`: ends in `/`; otherwise `/services/orders` would also have the instances of
+    - `prefix`: must end in `/`. Otherwise `/services/orders` would also include the instances under
       `/services/orders2/`.
-    - `endpoints`: the URLs of the cluster's members, as a list, or as text with commas; by default
-      those of `ETCDCTL_ENDPOINTS`, else `http://127.0.0.1:2379`. One member is used, and the next
-      one if it fails.
-    - `user`, `password`: for a cluster with authentication; by default those of `ETCDCTL_USER`
-      (`name:password`) and `ETCDCTL_PASSWORD`.
-    - `ca`: the file with the certificates to trust for `https`; by default that of
-      `ETCDCTL_CACERT`, else those that httpx trusts.
+    - `endpoints`: the URLs of the cluster's members, as a list, or as text with commas. The default
+      is the environment variable `ETCDCTL_ENDPOINTS`, or else `http://127.0.0.1:2379`. One member
+      is used; if it fails, the next member is used.
+    - `user`, `password`: for a cluster with authentication. The defaults are the environment
+      variables `ETCDCTL_USER` (`name:password`) and `ETCDCTL_PASSWORD`.
+    - `ca`: the file with the certificates to trust for `https`. The default is the environment
+      variable `ETCDCTL_CACERT`, or else the certificates that httpx trusts.
 
-    It is a value: several clients may share it. Raises ValueError or TypeError, naming the
-    argument or the variable, for a value that cannot be used.
+    Several clients may share this object. Raises ValueError or TypeError, naming the argument or
+    the variable, for a value that cannot be used.
     """
 
     def __init__(
@@ -146,7 +150,7 @@ class Etcd(PushedSource):
                 await cluster.pace()
 
     async def _list(self, cluster: EtcdCluster) -> Keys:
-        """Read all keys under the prefix, page by page, as they are at one revision."""
+        """Read all keys under the prefix, page by page. All pages are read at the same revision."""
         keys = Keys()
         start = self.prefix.encode()
         while True:
@@ -167,7 +171,7 @@ class Etcd(PushedSource):
     ) -> bool:
         """Apply changes to the keys until the watch ends.
 
-        Returns True if another watch can go on, and False if the keys must be listed again. Raises
+        Returns True if a new watch may follow, and False if the keys must be listed again. Raises
         DiscoveryError if no member can be watched.
         """
         document = {
@@ -199,12 +203,13 @@ class Etcd(PushedSource):
         return True
 
     def _range(self, start: bytes) -> dict[str, str]:
-        """The keys under the prefix, from one on."""
+        """Return the range of keys from `start` to the end of the prefix."""
         return {"key": encoded(start), "range_end": encoded(_end_of(self.prefix.encode()))}
 
 
 class EtcdCluster:
-    """The members of a cluster, of which a session uses one until it fails, and the token.
+    """The members of a cluster, and the token for authentication. A session uses one member until
+    this member fails.
 
     `api` may be replaced by another session.
     """
@@ -213,7 +218,7 @@ class EtcdCluster:
         self._source = source
         self._member = api.rng.randrange(len(source.endpoints))
         self._token: str | None = None
-        """None: not known yet. Empty: the cluster wants none."""
+        """The token; None if it is not known yet, and empty if the cluster needs none."""
         self._renewed = False
         self._failures: list[DiscoveryError] = []
         self.enter(api)
@@ -222,7 +227,7 @@ class EtcdCluster:
         return str(self.api)
 
     def enter(self, api: RegistryApi) -> None:
-        """Use a session, with the same member and token as before."""
+        """Replace the session. The member and the token stay the same."""
         self.api = api
         self.api.url = self._source.endpoints[self._member]
         self.api.headers = self._headers
@@ -234,8 +239,8 @@ class EtcdCluster:
     async def call(
         self, path: str, document: Mapping[str, Any], seconds: float = _TIMEOUT
     ) -> Mapping[str, Any]:
-        """Send a request to the member in use, and to the others if it fails, and return what the
-        response says. Raises DiscoveryError."""
+        """Send a request to the member in use. If it fails, send the request to the other members.
+        Returns the JSON object of the response. Raises DiscoveryError."""
         until = self.api.clock() + seconds
         if self._token is None and self._source.user is not None:
             await self._authenticate(until)
@@ -255,7 +260,7 @@ class EtcdCluster:
         return self.api.stream("POST", path, json=document, silence=silence, timeout=timeout)
 
     def confirm(self) -> None:
-        """Note that the member in use works."""
+        """Record that the member in use works."""
         self._failures.clear()
         self._renewed = False
 
@@ -305,7 +310,8 @@ class EtcdCluster:
         return _object((await self.api.post(path, document, timeout=seconds)).json())
 
     def _use_next_member(self, error: DiscoveryError) -> None:
-        """Raises an error if no other member could do better, or all have failed in a row."""
+        """Use the next member. Raises an error if this cannot help, or if all members have failed
+        in a row."""
         members = self._source.endpoints
         self._failures.append(error)
         final = isinstance(error, StatusError) and error.status in range(400, 500)
@@ -323,7 +329,7 @@ class EtcdCluster:
 
 
 class Page(NamedTuple):
-    """One page of a list. `revision` is that of the whole store."""
+    """One page of a list. `revision` is the revision of the whole store."""
 
     cluster_id: str
     revision: int
@@ -332,11 +338,11 @@ class Page(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One message of a watch. An event has a key, its value (None: it was deleted) and its
+    """One message of a watch. An event has a key, its value (None if the key was deleted), and its
     revision.
 
-    `compacted` is True if etcd has not kept the changes from the revision on; `ended` is the reason
-    if the watch has ended otherwise.
+    `compacted` is True if the watch has ended because etcd has compacted the changes that it should
+    send. `ended` is the reason if the watch has ended for any other reason.
     """
 
     cluster_id: str = ""
@@ -348,12 +354,12 @@ class Message(NamedTuple):
 
 
 class Keys:
-    """The keys under a prefix, and what each of them describes."""
+    """The keys under a prefix, and the instance that each key describes."""
 
     def __init__(self) -> None:
         self.cluster_id = ""
         self.revision = 0
-        """All changes up to this revision are applied."""
+        """All changes up to this revision have been applied."""
         self.changed = False
         """True if a key has changed since the last answer."""
         self._values: dict[bytes, bytes] = {}
@@ -389,15 +395,15 @@ class Keys:
                 del self._multiplicities[instance]
 
     def continued_by(self, created: Message) -> bool:
-        """True if a new watch goes on where the last one has ended. Otherwise the store was
-        restored from a backup, or the member has not caught up yet."""
+        """Return True if a new watch continues where the last watch has ended. Otherwise the store
+        was restored from a backup, or the member does not have the latest changes yet."""
         return created.cluster_id == self.cluster_id and created.revision >= self.revision
 
     def apply(self, message: Message) -> None:
         """Apply the events of a message.
 
-        A message without events says that there are none up to its revision. One with events does
-        not, since further events may follow.
+        A message without events shows that all events up to its revision have been sent. A message
+        with events does not show this, since further events may follow.
         """
         for key, value, revision in message.events:
             if value is None:
@@ -411,8 +417,8 @@ class Keys:
     def answer(self) -> Answer:
         """Return all instances.
 
-        A storm of changes asks for thousands of answers, of which few are used. So the constructor
-        looks for duplicates only if there are any.
+        During many changes, thousands of answers are made, of which few are used. So duplicates are
+        removed only if there are any.
         """
         self.changed = False
         instances = self._instances.values()
@@ -469,7 +475,7 @@ def entry_of(key: bytes, value: bytes) -> Instance | RejectedRecord:
 
 
 def encoded(data: bytes) -> str:
-    """Return bytes as etcd's gateway has them."""
+    """Return bytes as text, in the encoding of etcd's gateway."""
     return base64.b64encode(data).decode()
 
 
@@ -491,7 +497,8 @@ def _object(document: object) -> Mapping[str, Any]:
 
 
 def _of(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """Return a field. The gateway leaves out a field that is empty, zero or false."""
+    """Return a field of a JSON object. The gateway leaves out fields that are empty, zero or
+    false."""
     if (value := document.get(name)) is None:
         return kind()
     if not isinstance(value, kind):
@@ -530,7 +537,7 @@ def _token_is_refused(text: str) -> bool:
 
 
 def _end_of(prefix: bytes) -> bytes:
-    """The first key after all keys with a prefix, which ends in a slash."""
+    """Return the first key after all keys with a prefix. The prefix ends in a slash."""
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
@@ -580,7 +587,8 @@ def _text(name: str, value: object) -> str:
 
 
 def from_url(url: SplitResult, _query: Mapping[str, str]) -> Etcd:
-    """`http+etcd:///services/orders/`, or with a member, `http+etcd://10.0.0.2:2379/services/a/`."""
+    """Parse a URL such as `http+etcd:///services/orders/` or, with a member of the cluster,
+    `http+etcd://10.0.0.2:2379/services/a/`."""
     try:
         return Etcd(unquote(url.path, errors="strict"), [url.netloc] if url.netloc else None)
     except ValueError as error:

@@ -27,21 +27,24 @@ from lbclient.errors import DiscoveryError
 __all__ = ["Kubernetes", "from_url"]
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""The files of the pod's service account: token, ca.crt, namespace."""
+"""The folder with the files of the pod's service account: `token`, `ca.crt` and `namespace`."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PORT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?")
 _PAGE = 50
-"""Slices per request of a list. A slice has at most 1,000 endpoints, and 100 by default."""
+"""The maximum number of slices in one response of a list. A slice has at most 1,000 endpoints (100
+by default)."""
 _PAGES = 200
-"""Requests for one list. A list without end would keep the server busy for ever."""
+"""The maximum number of requests for one list. A list without an end would keep the server busy for
+ever."""
 _LEAST, _MORE = 240, 60
-"""Seconds after which the API server ends a watch: at least, and at random in addition."""
+"""The API server ends a watch after `_LEAST` seconds, plus a random part of `_MORE` seconds."""
 _MARGIN = 15.0
 _BOOKMARKS = 150.0
-"""Seconds. A server that sends bookmarks sends one about every minute, so that a longer silence
-means that it is gone."""
+"""After this number of seconds without an event, a server that sends bookmarks no longer works: it
+sends a bookmark about once a minute."""
 _APART = 2.0
-"""Seconds from one list to the next. Each is followed by a watch, so this is a request a second."""
+"""The minimum number of seconds between two lists. A watch follows each list, so this is at most
+one request per second."""
 _AGAIN = 1.0
 """Seconds from the start of a watch to the start of the next one, at least."""
 _BRIEF = 10.0
@@ -54,20 +57,19 @@ class Kubernetes(PushedSource):
     """A Service in Kubernetes. Its instances are the ready endpoints of all of its EndpointSlices.
 
     - `service`: the name of the Service, of type ClusterIP or headless.
-    - `namespace`: its namespace; by default that of the pod in which the program runs, or
-      `"default"` outside a cluster.
+    - `namespace`: the namespace of the Service. The default is the namespace of the pod in which
+      the program runs, or `"default"` outside a cluster.
     - `port`: the name of the port, or the number on which the pods listen (`targetPort`). It may be
       left out if the Service has one port.
-    - `server`: the URL of the API server, such as `"http://127.0.0.1:8001"` for `kubectl proxy`. By
-      default the program runs in a pod, and uses the pod's service account; the files of its token
-      and of its certificate authority are read again when they change.
+    - `server`: the URL of the API server, such as `"http://127.0.0.1:8001"` for `kubectl proxy`.
+      Without `server`, the program must run in a pod, and uses the pod's service account. The files
+      with its token and certificates are read again when they change.
     - `token`: a bearer token. No error, log or `repr` shows it.
-    - `ca`: a file with the certificate of the authority that the API server's certificate is
-      checked with.
+    - `ca`: a file with the certificates to trust, by which the API server's certificate is checked.
 
-    A pod that shuts down leaves the instances as soon as Kubernetes marks it as terminating, and
-    calls that are under way end normally. The metadata of an instance are `zone`, `node` and `pod`,
-    as far as they are known. A pod with addresses of both families is one instance.
+    A pod that shuts down gets no more calls as soon as Kubernetes marks it as terminating. Calls
+    that are in flight end normally. The metadata of an instance are `zone`, `node` and `pod`, if
+    they are known. A pod with addresses of both families is one instance.
 
     Raises ValueError or TypeError, naming the argument.
     """
@@ -120,8 +122,8 @@ class Kubernetes(PushedSource):
         return RegistryApi("Kubernetes", server, headers=headers, ca=ca, hints=hints)
 
     async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
-        """List the slices and watch them. A watch that the server ends is continued; if the server
-        does not know the version any more, the slices are listed again."""
+        """List the slices and watch them. When the server ends a watch, the next watch begins at
+        the last version. If the server no longer has this version, the slices are listed again."""
         slices = _Slices(self.name, self.port)
         while True:
             await api.pace(_APART)
@@ -134,7 +136,7 @@ class Kubernetes(PushedSource):
                     await api.pause(max(0.0, began + _AGAIN - api.clock()))
             except DiscoveryError as error:
                 if not isinstance(error, StatusError) or error.status != 410:
-                    await api.pause(_AGAIN)  # the list and the watch were two requests
+                    await api.pause(_AGAIN)  # this was two requests: a list and a watch
                     raise
 
     @property
@@ -169,7 +171,7 @@ class Kubernetes(PushedSource):
     async def _changes(
         self, api: RegistryApi, slices: _Slices, version: str, update: Update, alive: Alive
     ) -> str:
-        """Apply the changes since a version until the watch ends. Returns the last version."""
+        """Apply the changes since `version`, until the watch ends. Returns the last version."""
         seconds = _LEAST + round(_MORE * api.rng.random())
         params: dict[str, str | int] = {
             "labelSelector": self._selector,
@@ -191,7 +193,7 @@ class Kubernetes(PushedSource):
                         alive()
                     else:
                         changed = True
-                    if changed and not lines.pending:  # otherwise the next line is here already
+                    if changed and not lines.pending:  # otherwise the next line has already arrived
                         changed = False
                         update(slices.answer())
             error = DiscoveryError(f"{api} ended a watch at once")
@@ -203,33 +205,34 @@ class Kubernetes(PushedSource):
 
 
 class _Slice(NamedTuple):
-    """What was read from one EndpointSlice."""
+    """The parsed content of one EndpointSlice."""
 
     version: tuple[str, str]
-    """The UID and the version of its document."""
+    """The UID and the resource version of the slice."""
     family: str
     instances: dict[str, Instance]
-    """The instances, each by its address and port."""
+    """Maps an address and port to its instance."""
     pods: dict[str, str]
-    """By pod and port: the key of its instance."""
+    """Maps a pod and port to the key of its instance in `instances`."""
     refused: list[RejectedRecord]
     waiting: int
     """The number of endpoints that are not ready, or are terminating."""
 
 
 class _Slices:
-    """The EndpointSlices of a Service. A change of one is parsed alone."""
+    """The EndpointSlices of a Service. If one of them changes, only this slice is parsed."""
 
     def __init__(self, name: str, port: str | int | None) -> None:
         self._name = name
         self._port = port
         self._slices: dict[str, _Slice] = {}
         self._dual: dict[str, tuple[Instance, Instance, Instance]] = {}
-        """By pod and port: what was joined, and the instance with both addresses."""
+        """Maps a pod and port to three instances: with the IPv4 address, with the IPv6 address, and
+        with both."""
 
     def parse(self, document: object, api: object) -> tuple[str, _Slice]:
-        """Return the name of a slice, and the slice. `api` is the origin of the document, for
-        errors."""
+        """Return the name of a slice, and its parsed content. Errors name `api`, which has sent the
+        document."""
         found = _object(document)
         metadata = _object(found.get("metadata"))
         if not (name := _text(metadata.get("name"))):
@@ -242,7 +245,7 @@ class _Slices:
         return name, _parsed(name, found, version, self._port, before)
 
     def replace(self, slices: dict[str, _Slice]) -> None:
-        """Take the slices of a new list."""
+        """Replace all slices by those of a new list."""
         self._slices = slices
 
     def apply(self, event: Mapping[str, object], api: RegistryApi) -> str:
@@ -266,7 +269,7 @@ class _Slices:
 
     def answer(self) -> Answer:
         """Return the instances of all slices together."""
-        # The order must not depend on the order of events, so that every client has the same.
+        # The order must not depend on the order of events, so that all clients have the same order.
         slices = [self._slices[name] for name in sorted(self._slices)]
         found: dict[str, Instance] = {}
         for one in slices:
@@ -316,9 +319,8 @@ def _parsed(
     wanted: str | int | None,
     before: Mapping[str, Instance],
 ) -> _Slice:
-    """Read a slice. An instance of `before` that has not changed stays the same object, which saves
-    time here and in the balancer.
-    """
+    """Parse a slice. An instance of `before` that has not changed stays the same object, which
+    saves time here and in the balancer."""
     family = _text(document.get("addressType"))
     endpoints = [_object(one) for one in _array(document.get("endpoints"))]
     ready = [one for one in endpoints if _is_ready(_object(one.get("conditions")))]
@@ -349,14 +351,16 @@ def _parsed(
 
 
 def _is_ready(conditions: Mapping[str, object]) -> bool:
-    """True if calls may go to an endpoint. A condition that is absent has its default value."""
+    """Return True if calls may be sent to an endpoint. A condition that is missing has its default
+    value."""
     return conditions.get("ready") is not False and conditions.get("terminating") is not True
 
 
 def _port_of(ports: Iterable[object], wanted: str | int | None) -> tuple[int | None, str]:
-    """Return the number of the wanted port in a slice, or None and the reason.
+    """Return the number of the wanted port in a slice; None and a reason if the slice does not have
+    it.
 
-    Ports of other protocols than TCP do not count. A slice without ports has all of them.
+    Only TCP ports are used. A slice that lists no ports has every port.
     """
     known: dict[str, int] = {}
     listed = False
@@ -396,7 +400,7 @@ def _host(address: str, family: str) -> str:
 
 
 def _object(value: object) -> dict[str, Any]:
-    """Return a JSON object; an empty one if the value is none."""
+    """Return the value if it is a JSON object, or else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -453,7 +457,7 @@ def _own_namespace() -> str:
 
 
 def _own_server() -> str:
-    """The URL of the API server, which Kubernetes tells each pod."""
+    """Return the URL of the API server. Kubernetes sets it in the environment of each pod."""
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
     port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
@@ -468,7 +472,8 @@ def _own_server() -> str:
 
 
 def from_url(url: SplitResult, _query: Mapping[str, str]) -> Kubernetes:
-    """`http+k8s://orders.shop:http`: the Service `orders` in the namespace `shop`, and its port."""
+    """Parse a URL such as `http+k8s://orders.shop:http`: the port `http` of the Service `orders` in
+    the namespace `shop`."""
     host, _, port = url.netloc.partition(":")
     service, _, namespace = host.partition(".")
     if not service or "." in namespace or host.endswith("."):

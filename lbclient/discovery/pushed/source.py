@@ -1,9 +1,10 @@
-"""A source that pushes changes, and the thread that follows all of these sources.
+"""Sources that report changes, and the thread that follows all of these sources.
 
 The watches of all sources share one daemon thread with an event loop, so a thousand watched
 services need one thread. There is another thread for each host name of a registry while the
 operating system looks up the name. If gevent or eventlet has replaced threads, each watch blocks a
-green thread instead: all green threads would take an event loop in one of them for their own.
+green thread instead. There an event loop cannot be shared: if one green thread ran it, code on all
+other green threads would seem to run in this event loop.
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ class PushedSource(BackgroundWatcher):
 
     @abstractmethod
     def session(self) -> RegistryApi:
-        """Return a new session with the registry. Raises DiscoveryError if it is not known where
-        the registry is."""
+        """Return a new session with the registry. Raises DiscoveryError if the address of the
+        registry is not known."""
 
     @abstractmethod
     async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
         """Report all instances, and then each change, until the watch fails or is cancelled.
 
         `api` is a session that has been entered. Each answer has all instances; their addresses are
-        not filtered yet. `alive` says that the registry still answers. Raises DiscoveryError.
+        not filtered yet. `alive` is called when the registry has answered without a change. Raises
+        DiscoveryError.
         """
 
     def start(self, update: Update, alive: Alive, ended: Ended) -> Callable[[], None]:
@@ -57,8 +59,7 @@ class PushedSource(BackgroundWatcher):
         `update` and `alive` are called on the shared thread, and must not block. `ended` is called
         once, on that thread, with the error, or with None if the watch was cancelled. The function
         that cancels may be called from any thread, also by a finalizer, and more than once. It does
-        not block. In a forked child the watch does not exist, and none of these functions is
-        called.
+        not block. In a forked child there is no watch, and none of these functions is called.
 
         Raises RuntimeError if no thread can be started.
         """
@@ -85,7 +86,7 @@ class PushedSource(BackgroundWatcher):
             raise error
 
     def close(self) -> None:
-        """End all calls of `watch`. The source can be watched again."""
+        """End all calls of `watch`. After this, the source can be watched again."""
         for cancel in list(self._cancels):
             cancel()
 
@@ -109,7 +110,7 @@ def _end(source: PushedSource, error: BaseException | None) -> Exception:
 
 
 class _BlockingWatch:
-    """A watch that blocks its (green) thread."""
+    """A watch that blocks its thread, which is a green thread."""
 
     def __init__(self, source: PushedSource, update: Update, alive: Alive, ended: Ended) -> None:
         self._source = source
@@ -176,7 +177,7 @@ class _Loop(asyncio.SelectorEventLoop):
     """An event loop whose lookups of names run on daemon threads.
 
     The threads of asyncio's executor would delay the exit of the interpreter until the operating
-    system has answered. A name that is being looked up is not looked up once more.
+    system has answered. While a name is being looked up, it is not looked up a second time.
     """
 
     def __init__(self) -> None:
@@ -235,14 +236,14 @@ class _SharedLoop:
         watch = _LoopWatch(source, update, alive, ended)
 
         def cancel() -> None:
-            if self._loop is loop:  # otherwise this is a forked child, and would wake its parent
+            if self._loop is loop:  # in a forked child, this would wake the parent
                 loop.call_soon_threadsafe(watch.cancel)
 
         loop.call_soon_threadsafe(watch.begin, self._tasks)
         return cancel
 
     def after_fork(self) -> None:
-        """In a forked child: start again, since the thread does not exist here."""
+        """In a forked child: start again, since the thread does not exist in the child."""
         self._of_parents.append((self._loop, self._tasks))
         self._loop, self._tasks = None, set()
         vars(self).pop("_lock", None)

@@ -1,4 +1,4 @@
-"""Registers the address of a service in DNS, and removes it again."""
+"""Registers the address of a service, in DNS or in another registry, and removes it again."""
 
 from __future__ import annotations
 

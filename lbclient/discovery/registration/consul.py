@@ -1,4 +1,5 @@
-"""Registers an instance in Consul, with a TTL check that its own agent keeps."""
+"""Registers an instance in Consul. The agent removes the instance if its TTL check is not
+renewed."""
 
 from __future__ import annotations
 
@@ -22,21 +23,24 @@ from lbclient.errors import DiscoveryError
 __all__ = ["ConsulRegistrar"]
 
 _PASSES = 3
-"""The check passes this many times in each TTL, so a pass that is late or lost does no harm."""
+"""The check is renewed this many times in each TTL, so one renewal that is late or lost does no
+harm."""
 _REAPED_AFTER = 60
-"""Seconds. Consul removes an instance whose check has been critical for this time. It knows no
-shorter one."""
+"""Consul removes an instance after its check has been critical for this number of seconds. Consul
+allows no shorter time."""
 _IDENTITY = re.compile(r"[A-Za-z0-9._-]+")
 _OWN = ("tags", "node", "datacenter")
-"""The metadata of an instance that are not in `Meta` of Consul."""
+"""These keys of an instance's metadata are not sent as `Meta`. A client gets their values from
+other fields of Consul."""
 
 
 class ConsulRegistrar:
-    """Registers an instance with the agent, passes its TTL check, and deregisters it.
+    """Registers an instance with the agent, renews its TTL check, and deregisters it.
 
-    The ID of the service is made from its name and `identity`, or else its address and port. So a
-    process that starts again replaces what it has left. If the agent does not know the check, it
-    has lost the service, and the instance is registered again.
+    The ID of the registration is made from the name of the service and `identity` or, without
+    `identity`, the address and port. So a process that starts again replaces its old registration.
+    If the agent does not know the check, it has lost the registration, and the instance is
+    registered again.
     """
 
     def __init__(self, via: Consul, options: RegistrarOptions) -> None:
@@ -51,7 +55,7 @@ class ConsulRegistrar:
         self._registered = False
 
     def put(self, seconds: float) -> None:
-        """Pass the check. Register the instance if the agent does not have it. Raises
+        """Renew the check. Register the instance if the agent does not have it. Raises
         UpdateError."""
         self._run(self._put, seconds)
 
@@ -106,7 +110,7 @@ class ConsulRegistrar:
 
 
 def _document(via: Consul, options: RegistrarOptions) -> dict[str, Any]:
-    """Return what is sent to the agent. Raises ValueError or TypeError."""
+    """Return the JSON document that registers the instance. Raises ValueError or TypeError."""
     instance = options.instance
     for field in ("path", "headers", "tls_name", "priority"):
         if getattr(instance, field):

@@ -1,11 +1,11 @@
 """Changes to a DNS zone: dynamic updates (RFC 2136), signed with TSIG (RFC 8945), with dnspython.
 
-All messages use TCP, for three reasons. Over UDP a lost message is sent again, but an update that
-depends on the records before it must not be sent twice. The records of a service with many
-instances do not fit a datagram. And a server that accepts updates supports TCP in any case (RFC
-7766).
+All messages use TCP, for three reasons. First, over UDP a lost message is sent again, but an update
+that depends on earlier records must not be sent twice. Second, the records of a service with many
+instances do not fit into a datagram. Third, a server that accepts updates supports TCP in any case
+(RFC 7766).
 
-A TSIG key has the form of `nsupdate -y`, or is a file that `tsig-keygen` wrote.
+A TSIG key is text in the format of `nsupdate -y`, or a file from `tsig-keygen`.
 """
 
 from __future__ import annotations
@@ -78,10 +78,11 @@ _NOT_DONE = (dns.tsig.PeerError, ConnectionRefusedError)
 
 
 class Tsig(dns.tsig.Key):
-    """A secret that is shared with the server. Unlike dnspython's class, its repr does not show the
-    secret.
+    """A secret that is shared with the server. The `repr` of this class does not show the secret,
+    unlike that of dnspython's class.
 
-    Raises ValueError. The text repeats no part of the arguments, since any part may be the secret.
+    Raises ValueError. The error text contains no part of the arguments, since any part may be the
+    secret.
     """
 
     def __init__(self, name: str, secret: str, algorithm: str = "hmac-sha256") -> None:
@@ -100,7 +101,8 @@ class Tsig(dns.tsig.Key):
 
 
 def key_of(given: str | os.PathLike[str] | None) -> Tsig | None:
-    """Parse `"hmac-sha512:name:secret"`, `"name:secret"` (HMAC-SHA256), or read the file at a path.
+    """Return the key for text such as `"hmac-sha512:name:secret"` or `"name:secret"` (HMAC-SHA256),
+    or for the path of a file.
 
     Raises ValueError or TypeError, naming `key`. The text never contains a part of a secret.
     """
@@ -138,7 +140,7 @@ def _from_file(path: Path) -> Tsig:
 
 
 class Record(NamedTuple):
-    """One record; `text` is its data as a zone file writes it."""
+    """One record. `text` is its data as it is written in a zone file."""
 
     name: str
     kind: str
@@ -155,11 +157,12 @@ class Rrset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RecordChange:
-    """The changes of one update. Either all of them are made, in this order, or none (RFC 2136,
+    """The changes of one update. The server makes all of them, in this order, or none (RFC 2136,
     3.7).
 
-    The changes are made only if the sets `provided` are still unchanged (2.4.2). `clear` has the
-    names and kinds of sets to delete as a whole; `delete` and `add` have single records.
+    The server makes the changes only if the sets of records in `provided` have not changed (2.4.2).
+    `clear` contains the names and kinds of sets to delete as a whole. `delete` and `add` contain
+    single records.
     """
 
     provided: Sequence[Rrset] = ()
@@ -171,8 +174,8 @@ class RecordChange:
 class Primary:
     """The server that accepts a zone's updates. `server` is its address, with or without a port.
 
-    Every method may block for its `seconds`, and raises UpdateError. The constructor raises
-    ValueError or TypeError, naming `server`, if it is not an address.
+    Every method may block for the `seconds` that are passed, and raises UpdateError. The
+    constructor raises ValueError or TypeError, naming `server`, if it is not an address.
     """
 
     def __init__(self, server: str, key: Tsig | None) -> None:
@@ -210,9 +213,9 @@ class Primary:
         return Rrset(name, kind, frozenset(found))
 
     def change(self, zone: str, ttl: int, change: RecordChange, seconds: float) -> bool:
-        """Make the change. New records get this TTL in seconds.
+        """Make the changes of one update. New records get the TTL `ttl`, in seconds.
 
-        Returns False if no change was made, because one of the sets `provided` has changed.
+        Returns False if no change was made, since one of the sets in `provided` has changed.
         """
         about = f"server {self._server}, zone {zone}"
         rcode = self._exchange(_message(zone, ttl, change), seconds, about, update=True).rcode()
@@ -269,7 +272,8 @@ def _expect(rcode: dns.rcode.Rcode, about: str, *wanted: dns.rcode.Rcode) -> Non
 
 
 def _reason(error: Exception) -> str:
-    """A text that is the same for the same failure, since the log shows only new texts."""
+    """Return a text for a failure. It is always the same for the same failure, since a text that
+    was logged before is not logged again."""
     if "requires a TSIG" in str(error):
         return _UNSIGNED
     words = next((text for kind, text in _ERRORS.items() if isinstance(error, kind)), None)

@@ -1,13 +1,14 @@
-"""A registrar for etcd: a key with a lease, which etcd removes when the lease is not kept alive.
+"""A registrar for etcd. It sets a key with a lease. etcd removes the key when the lease is not kept
+alive.
 
-A lease can be lost: the process was suspended for too long, or etcd was restored from a backup.
-etcd then answers a keep-alive with status 200, but without a TTL. The registrar asks for a new
-lease and sets the key again. It also sets a key again that somebody has deleted.
+A lease can be lost, for example if the process was suspended for too long, or if etcd was restored
+from a backup. Then etcd answers a keep-alive with status 200, but without a TTL. The registrar asks
+for a new lease and sets the key again. It also sets the key again if the key was deleted.
 
-The key has the lease's number in its name, so no other process has the same key, even if it
-registers the same address. With an `identity`, the identity is the name. A process that starts
-again then takes over the key, with a lease of its own, and the end of the old lease does not remove
-it.
+The name of the key contains the number of the lease. So no other process uses the same key, even if
+it registers the same address. With an `identity`, the name is the identity. Then a process that
+starts again takes over the key, with a new lease, and the end of the old lease does not remove the
+key.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ __all__ = ["EtcdRegistrar", "value_of"]
 _IDENTITY = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _NOT_FOUND = 404
 _LEAST = 1.0
-"""Seconds for a keep-alive, at least."""
+"""The minimum number of seconds for a keep-alive."""
 Left = Callable[[], float]
 _Step = Callable[[EtcdCluster, Left], Coroutine[Any, Any, None]]
 
 
 class EtcdRegistrar:
-    """Keeps a key under the prefix of `via`, whose value describes the instance."""
+    """Registers one instance as a key under the prefix of `via`. The value of the key describes the
+    instance."""
 
     def __init__(self, via: Etcd, options: RegistrarOptions) -> None:
-        addresses_of(options.instance)  # checks them
+        addresses_of(options.instance)  # raises ValueError if one is not valid
         if options.identity is not None:
             _check(options.identity)
         self.interval: float = options.ttl / 3
-        """Seconds between two keep-alives. The lease outlives the loss of one of them."""
+        """Seconds between two keep-alives. If one of them is lost, the lease still stays alive."""
         self._via = via
         self._options = options
         self._value = value_of(options.instance)
@@ -67,8 +69,8 @@ class EtcdRegistrar:
         until = clock() + seconds
         try:
             with self._via.session() as api:
-                # Each change has a session of its own, so no connection is idle for long. The
-                # member in use and the token are kept: to check a password takes etcd long.
+                # Each change uses a new session, so that no connection is idle for long. The member
+                # and the token stay the same, since etcd takes long to check a password.
                 cluster = self._cluster = self._cluster or EtcdCluster(self._via, api)
                 cluster.enter(api)
                 run_blocking(lambda: step(cluster, lambda: until - clock()))
@@ -91,7 +93,8 @@ class EtcdRegistrar:
         return isinstance(result, dict) and result.get("TTL", "0") != "0"
 
     async def _is_set(self, cluster: EtcdCluster, left: Left) -> bool:
-        """True if the key exists. With an identity it may be that of a successor by now."""
+        """Return True if the key exists. With an identity, another process may have taken it
+        over."""
         document = {**self._key(), "count_only": True}
         return bool((await cluster.call("/v3/kv/range", document, left())).get("count"))
 
@@ -109,7 +112,8 @@ class EtcdRegistrar:
 
 
 def lease_of(granted: Mapping[str, Any]) -> str:
-    """Return the number of a lease. Raises DiscoveryError if there is none."""
+    """Return the number of a lease that etcd has granted. Raises DiscoveryError if the response
+    contains none."""
     lease = granted.get("ID")
     if not isinstance(lease, str) or not lease.isdecimal():
         raise DiscoveryError("etcd granted no lease")
@@ -117,9 +121,9 @@ def lease_of(granted: Mapping[str, Any]) -> str:
 
 
 def value_of(instance: Instance) -> bytes:
-    """Return the value that describes an instance, as the source `Etcd` reads it.
+    """Return the value of a key that describes an instance, in the format that `Etcd` reads.
 
-    Raises TypeError if its metadata is not JSON.
+    Raises TypeError if the metadata of the instance cannot be written as JSON.
     """
     defaults = Instance(instance.host, instance.port)
     differing = {

@@ -1,10 +1,10 @@
 """The names and records of one instance (RFC 2782): adding them to a zone, and removing them.
 
-It is always safe for an instance to add its record, and to delete exactly this record. The SRV
-records of several instances may name the same host (the *target*). These instances then share the
-address records of the target. So an instance deletes address records only if no other instance
-needs them. It reads the records to find this out. DNS carries the deletion out only if the records
-have not changed since then (RFC 2136, 2.4.2); otherwise the instance reads them again.
+An instance may always add its own SRV record, and delete exactly this record. But the SRV records
+of several instances may name the same host (the *target*), so these instances share the address
+records of the target. So an instance deletes address records only if no other instance needs them,
+which it finds out by reading the records. DNS makes the deletion only if the records have not
+changed since then (RFC 2136, 2.4.2). Otherwise the instance reads them again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Left = Callable[[], float]
 class Entry:
     """The SRV record of one instance, and the addresses of its target.
 
-    `sole` is True if the target is a name for this instance alone. Such a name stays the same when
-    the address changes.
+    `sole` is True if the target is a name that only this instance has. Such a name stays the same
+    when the address changes.
     """
 
     owner: str
@@ -63,7 +63,8 @@ class Entry:
         return Record(self.owner, "SRV", f"{self.priority} {self.weight} {self.port} {self.target}")
 
     def replaces(self, text: str) -> bool:
-        """True for an SRV record that an earlier run of this instance has left."""
+        """True if `record` is an SRV record that an earlier run of this instance has left in
+        DNS."""
         _, _, port, target = text.split()
         same = target == self.target and (self.sole or port == str(self.port))
         return same and text != self.record.text
@@ -178,9 +179,10 @@ def _fits(name: str, value: float) -> None:
 
 
 class DnsRegistrar:
-    """Adds and removes one entry. If `zone` is None, the server is asked for it.
+    """Adds and removes one entry. If `zone` is None, the server is asked for the zone.
 
-    `ttl` is the TTL of the records, in seconds. Must not be used by two threads at once.
+    `ttl` is the TTL of the records, in seconds. Two threads must not use this object at the same
+    time.
     """
 
     def __init__(
@@ -194,7 +196,8 @@ class DnsRegistrar:
     ) -> None:
         self.entry = entry
         self.interval: float = ttl
-        """Seconds between two renewals: a zone that was reloaded has lost the records."""
+        """Seconds between two renewals. The records are renewed, since a zone that was reloaded has
+        lost them."""
         self._primary = primary
         self._zone = zone
         self._ttl = ttl
@@ -215,7 +218,8 @@ class DnsRegistrar:
         self._primary.change(self._zone, self._ttl, change, left())
 
     def remove(self, seconds: float) -> None:
-        """Delete the record, then the addresses that no other record needs. Raises UpdateError."""
+        """Delete the SRV record, and then the address records that no other SRV record needs.
+        Raises UpdateError."""
         left = self._left(seconds)
         self._carry_out(self._without_record, left)
         if self.entry.addresses:
@@ -229,7 +233,7 @@ class DnsRegistrar:
             return RecordChange(delete=[self.entry.record])
         held = [self._primary.records(self.entry.target, kind, left()) for kind in KINDS]
         if self.entry.is_taken(*held):
-            return None  # a later run has added the record
+            return None  # a later run of the instance has added the record
         return RecordChange(provided=held, delete=[self.entry.record])
 
     def _without_addresses(self, left: Left) -> RecordChange | None:

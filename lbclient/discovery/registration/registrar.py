@@ -1,7 +1,7 @@
 """The protocol of a registrar, which registers one instance in DNS, Consul or etcd.
 
-A registry that a service is registered in with `via=` needs one file with a registrar, and one
-entry in `REGISTRARS` (see `registration.py`).
+To support another registry (`via=`), add one file with a registrar, and one entry in `REGISTRARS`
+(see `registration.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class UpdateError(LoadBalancingError):
-    """The registry did not carry out a request; the text says why.
+    """The registry has not carried out a request. The text says why.
 
-    `undecided` is True if the update may have been made anyway, because the answer was lost.
+    `undecided` is True if the request may have been carried out anyway, since its answer was lost.
     """
 
     def __init__(self, message: str, *, undecided: bool = False) -> None:
@@ -34,8 +34,8 @@ class UpdateError(LoadBalancingError):
 class Registrar(Protocol):
     """Registers one instance, keeps it registered, and removes it, during one block.
 
-    Its methods may block for their `seconds`, and raise UpdateError. They are called on different
-    threads, but never at the same time.
+    Its methods may block for the `seconds` that are passed, and raise UpdateError. They are called
+    on different threads, but never at the same time.
     """
 
     @property
@@ -44,12 +44,12 @@ class Registrar(Protocol):
         ...
 
     def put(self, seconds: float) -> None:
-        """Register the instance, or renew its registration. What the registry has lost is
-        registered again."""
+        """Register the instance, or renew its registration. If the registry has lost the
+        registration, it is made again."""
         ...
 
     def remove(self, seconds: float) -> None:
-        """Remove what was registered, and nothing that belongs to others."""
+        """Remove exactly what this registrar has registered, and nothing that belongs to others."""
         ...
 
 
@@ -57,8 +57,9 @@ class Registrar(Protocol):
 class RegistrarOptions:
     """The arguments of a `Registration` that apply to every registry.
 
-    `ttl` is in seconds; `clock` returns monotonic seconds. A registrar checks the instance, and
-    raises ValueError or TypeError, naming the argument, for a value that its registry cannot have.
+    `ttl` is in seconds; `clock` returns monotonic seconds. A registrar checks the instance. It
+    raises ValueError or TypeError, naming the argument, for a value that its registry does not
+    allow.
     """
 
     instance: Instance
@@ -68,7 +69,7 @@ class RegistrarOptions:
 
 
 def normal(text: str) -> Address:
-    """Parse an address. An IPv4-mapped one becomes its IPv4 address."""
+    """Parse an IP address. An IPv4-mapped IPv6 address becomes its IPv4 address."""
     address = ipaddress.ip_address(text)
     return getattr(address, "ipv4_mapped", None) or address
 

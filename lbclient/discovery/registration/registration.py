@@ -1,10 +1,10 @@
 """Registration: keeps a service registered in DNS, Consul or etcd while a block runs.
 
-The registration is renewed periodically. A zone that was reloaded has lost its records, and Consul
-and etcd remove a service that they have not heard of for `ttl` seconds.
+The registration is renewed periodically. A zone that was reloaded has lost its records. Consul and
+etcd remove an instance that was not renewed for `ttl` seconds.
 
-`REGISTRARS` is the registry of what `via=` may be. A new kind needs one file with a registrar, and
-one entry in this registry.
+`REGISTRARS` lists the classes that `via=` may have. To support another one, add a file with a
+registrar, and an entry in this dict.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ __all__ = ["REGISTRARS", "Registration", "Renewal"]
 _logger = logging.getLogger(__name__)
 
 GRACE = 1.0
-"""If a change takes this many seconds longer than its timeout, it counts as stuck."""
+"""A block waits for a change at most this number of seconds longer than the timeout of the
+change."""
 
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 _SHORTEST = 1.0
@@ -52,15 +53,16 @@ REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {
     Consul: ConsulRegistrar,
     Etcd: EtcdRegistrar,
 }
-"""Makes the registrar of one block, by the class of `via`. It checks the arguments, and sends
-nothing."""
+"""Maps the class of `via` to a function that makes the registrar of one block. The function checks
+the arguments, and sends nothing."""
 
 
 class Renewal(PeriodicJob):
     """Calls `renew` about every `interval` seconds, and sooner after a failure: never much later
     than that, since a registry with leases would drop the instance.
 
-    It logs the first of several equal failures, and the first success after a failure.
+    Of several equal failures in a row, only the first is logged. The first success after a failure
+    is logged too.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class Renewal(PeriodicJob):
         self.next_at: float = clock() + jittered(interval, rng)
 
     def work(self) -> None:
-        """Renew, and log a change of the outcome."""
+        """Renew the registration, and log the outcome if it has changed."""
         before, self._failure = self._failure, self._try()
         if self._failure and self._failure != before:
             _logger.warning("%s could not be registered again: %s", self._shown, self._failure)
@@ -88,7 +90,7 @@ class Renewal(PeriodicJob):
             _logger.info("%s is registered again", self._shown)
 
     def _try(self) -> str:
-        """Renew. Returns the reason of a failure; empty after a success."""
+        """Renew the registration. Returns the reason of a failure; empty text after a success."""
         try:
             self._renew()
         except Exception as error:  # noqa: BLE001  # the next round is due in any case
@@ -106,7 +108,7 @@ class Renewal(PeriodicJob):
 class RegisteredRecord:
     """Adds and removes an instance's record, one change at a time, each within `timeout` seconds.
 
-    After `leave` the record is not added again, even if a renewal had begun before.
+    After `leave`, the record is not added again, even if a renewal is under way.
     """
 
     def __init__(self, registrar: Registrar, shown: str, timeout: float) -> None:
@@ -151,7 +153,7 @@ class RegisteredRecord:
             failure = error
         finally:
             self._lock.release()
-        if failure is not None:  # outside the lock: a log handler has a lock of its own
+        if failure is not None:  # logged outside the lock: a log handler has its own lock
             _logger.warning("%s may stay registered: %s", self._shown, failure)
 
     def _remove(self, seconds: float) -> None:
@@ -184,32 +186,34 @@ class Registration:
     added. `async with` does the same without blocking the event loop, on asyncio and trio. A
     registration may be entered again after it was left.
 
-    - `service`: in DNS, as a client names it, `"http+srv://orders.example.com"`, or the name of the
-      SRV records, `"_orders._tcp.example.com"`. With `via`, any name, for logs.
-    - `instance`: in DNS, if its `host` is a name, this name is the target of the record, and its
-      `addresses`, if any, become address records of the name. If its `host` is an address, a name
-      is generated within the domain of the service.
+    - `service`: in DNS, the service, either as a client names it, such as
+      `"http+srv://orders.example.com"`, or by the name of the SRV records, such as
+      `"_orders._tcp.example.com"`. With `via`, any name, for logs.
+    - `instance`: in DNS, the instance to register. If its `host` is a name, this name is the target
+      of the record, and its `addresses`, if any, become address records of the name. If its `host`
+      is an address, a name within the domain of the service is generated.
     - `server`: the address of the zone's primary server, with or without a port.
-    - `via`: instead of `server`, `lbclient.Consul(...)` or `lbclient.Etcd(...)`, whose name or
-      prefix is used. `key` and `zone` are for DNS alone.
+    - `via`: a registry other than DNS, instead of `server`: `lbclient.Consul(...)` or
+      `lbclient.Etcd(...)`. Its service name or prefix is used. Then `key` and `zone` are not
+      allowed.
     - `key`: `"[algorithm:]name:secret"` as for `nsupdate -y`, or the path of a key file from
       `tsig-keygen`. None: updates are not signed.
     - `zone`: the zone to update; None asks the server.
     - `ttl`: the TTL of the records, or the time after which Consul or etcd removes the instance of
       a killed process, in whole seconds.
-    - `identity`: a word that belongs to this instance alone and stays the same over restarts, even
-      if address and port change, such as the name of a StatefulSet's pod. What was registered with
+    - `identity`: a word that only this instance has, such as the name of a StatefulSet's pod. It
+      stays the same after a restart, even if the address and port change. What was registered with
       the same identity is replaced. In DNS, the name of the target is made from this word, and
       without `identity`, records with the same target and port are replaced.
-    - `timeout`: seconds for one change in the registry with all its questions.
+    - `timeout`: seconds for one change in the registry, including all questions that it needs.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 
     Entering the block raises RegistrationError if the registry did not accept the instance, and
     RuntimeError if the registration is already entered. If the record cannot be removed at the end,
     a warning is logged and no exception is raised. SIGTERM is handled if the block is entered on
     the main thread: the record is removed, and then the previous handler runs. If the process
-    ignores SIGTERM, it continues to do so. A forked child does not inherit the registration. Raises
-    ValueError or TypeError, naming the argument, for a value that cannot be used.
+    ignores SIGTERM, it continues to ignore it. A forked child does not inherit the registration.
+    Raises ValueError or TypeError, naming the argument, for a value that cannot be used.
     """
 
     def __init__(
@@ -280,7 +284,8 @@ class Registration:
         await self.aclose()
 
     def close(self) -> None:
-        """Remove the record before the block ends, to finish running work without new calls."""
+        """Remove the record before the block ends, so that the instance can finish its work without
+        new calls."""
         if (stay := self._end()) is None:
             return
         try:
@@ -296,7 +301,7 @@ class Registration:
         try:
             with anyio.CancelScope(shield=True):
                 await _in_thread(stay.record.leave)
-        except BaseException:  # asyncio's cancel() ignores the shield
+        except BaseException:  # cancel() of asyncio ignores the shield
             threading.Thread(target=stay.record.leave, name="lbclient-leaving").start()
             raise
         finally:
@@ -329,7 +334,8 @@ class Registration:
 
 
 async def _in_thread(change: Callable[[], None]) -> None:
-    """Run `change` on a thread at once, even if all threads of the default limiter are busy."""
+    """Run `change` on a thread without waiting, even if all threads of anyio's default limiter are
+    busy."""
     await anyio.to_thread.run_sync(change, limiter=anyio.CapacityLimiter(1))
 
 
@@ -340,7 +346,7 @@ def _in_dns(
     key: str | os.PathLike[str] | None,
     zone: str | None,
 ) -> tuple[str, Callable[[], Registrar]]:
-    """Return the text for logs, and what makes a registrar of one block."""
+    """Return the text for logs, and a function that makes the registrar of one block."""
     if server is None:
         raise TypeError("server must be the address of a DNS server, if via is not given")
     entry = entry_of(service, options.instance, options.identity)
@@ -358,7 +364,7 @@ def _in_dns(
 def _in_registry(
     service: object, options: RegistrarOptions, via: object
 ) -> tuple[str, Callable[[], Registrar]]:
-    """Return the text for logs, and what makes a registrar of one block."""
+    """Return the text for logs, and a function that makes the registrar of one block."""
     if (make := REGISTRARS.get(type(via))) is None:
         known = ", ".join(f"lbclient.{kind.__name__}(...)" for kind in REGISTRARS)
         raise TypeError(f"via must be one of {known}; not {type(via).__name__}")  # it may be secret

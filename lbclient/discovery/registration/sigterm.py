@@ -1,10 +1,10 @@
 """Handles SIGTERM: removes the record from DNS, then lets the previous handler run.
 
-Python runs a signal handler on the main thread, between any two steps of the main thread's code. So
-this handler takes no lock and logs nothing: another thread removes the record, and the handler
-waits for that thread. If the main thread is itself in the middle of a change, the other thread
-would wait for the main thread. In this case the handler stores the signal, and the signal is
-handled at the end of the change.
+Python runs a signal handler on the main thread, between any two steps of its code. The interrupted
+code may hold a lock. So this handler takes no lock and logs nothing: another thread removes the
+record, and the handler waits for that thread. If the main thread itself is in the middle of a
+change, that thread would wait for the main thread. In this case the handler stores the signal, and
+handles it at the end of the change.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class SigtermHook:
-    """The handler of one registration, in a chain of handlers. It keeps no registration alive.
+    """The signal handler of one registration, in a chain of handlers. It does not keep the
+    registration alive.
 
-    `leave`, a method, gets `patience` seconds. `install` does nothing outside the main thread of
-    the main interpreter, if SIGTERM is ignored, or if its handler was not installed by Python.
+    The handler calls the method `leave`, and waits at most `patience` seconds for it. `install`
+    does nothing outside the main thread of the main interpreter, if SIGTERM is ignored, or if its
+    handler was not installed by Python.
     """
 
     def __init__(self, leave: Callable[[], None], patience: float) -> None:
@@ -38,7 +40,7 @@ class SigtermHook:
         self._noted = False
 
     def install(self) -> None:
-        """Install in front of the current handler of SIGTERM."""
+        """Install this handler. It will call the current handler of SIGTERM after its own work."""
         previous = _living(signal.getsignal(signal.SIGTERM))
         if previous is None or previous == signal.SIG_IGN:
             return
@@ -48,18 +50,19 @@ class SigtermHook:
             self._thread = threading.get_ident()
 
     def remove(self) -> None:
-        """Restore the previous handler. If another handler was installed since, only pass signals
-        on."""
+        """Restore the previous handler. If another handler was installed meanwhile, this handler
+        stays installed and only passes signals on."""
         self._removed = True
         handler = signal.getsignal(signal.SIGTERM)
-        after = _living(handler)  # always called, since it removes this one from the chain
+        after = _living(handler)  # called in any case: it removes this handler from the chain
         if handler is self:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGTERM, after)
 
     @contextlib.contextmanager
     def deferring(self) -> Generator[None]:
-        """If a signal comes during the block, handle it at the end of the block."""
+        """Return a context manager. A signal that arrives during its block is handled at the end of
+        the block."""
         if threading.get_ident() != self._thread:
             yield
             return
@@ -77,7 +80,7 @@ class SigtermHook:
         if self._deferring:
             self._noted = True
             return
-        self._deferring = True  # ignore further SIGTERMs
+        self._deferring = True  # further SIGTERMs are ignored
         try:
             self._leave_elsewhere()
         finally:
@@ -91,7 +94,7 @@ class SigtermHook:
         thread = threading.Thread(target=leave, name="lbclient-leaving", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # no more threads, or the interpreter is about to exit
+        except RuntimeError:  # no more threads can start, or the interpreter is exiting
             leave()
         else:
             thread.join(self._patience)
