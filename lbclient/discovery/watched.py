@@ -75,7 +75,8 @@ class BackgroundWatcher(ABC):
 
 class ThreadWatcher(BackgroundWatcher):
     """Runs a user's watcher, which blocks, on a daemon thread of its own. The watcher belongs to
-    one balancer, and is closed with it."""
+    one balancer, and is closed with it.
+    """
 
     def __init__(self, watcher: Watcher) -> None:
         self.name = type(watcher).__name__

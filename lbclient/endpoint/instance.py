@@ -128,7 +128,7 @@ class Instance:
 
     - `weight`: its share of the traffic, relative to the other instances. A weight of 0 is treated
       as 0.1; if all weights are 0, all instances get the same share.
-    - `priority`: its tier. Lower values serve first (RFC 2782).
+    - `priority`: its tier. Instances with a lower value serve first (RFC 2782).
     - `metadata`: any other data about the instance, such as its zone.
     - `addresses`: the IP addresses that discovery has checked, tried in order. If there are none,
       the operating system resolves `host` at each connect. `address` is the address to connect to.

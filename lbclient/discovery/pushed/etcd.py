@@ -300,8 +300,8 @@ class EtcdCluster:
     async def _post(
         self, path: str, document: Mapping[str, Any], until: float
     ) -> Mapping[str, Any]:
-        """Send a request to the member in use. The members that were not tried yet get the same
-        time each, but at least a second."""
+        """Send a request to the member in use. The time that is left is divided equally among the
+        members that were not tried yet, but each gets at least one second."""
         left = until - self.api.clock()
         if left <= 0:
             raise DiscoveryError(f"{self} was not asked: no time was left")

@@ -180,16 +180,16 @@ class Registration:
     In DNS, a registration adds an SRV record (RFC 2782), and address records if needed, with a
     dynamic update (RFC 2136) that is signed with TSIG (RFC 8945). It adds these records again about
     every `ttl` seconds in the background. Records that a killed process has left are replaced when
-    the process starts again. In Consul, it registers a service with a TTL check, and in etcd a key
-    with a lease. Both expire `ttl` seconds after the last sign of life, of which there are three in
-    this time. At the end of the block, and on SIGTERM, a registration removes exactly what it has
-    added. `async with` does the same without blocking the event loop, on asyncio and trio. A
-    registration may be entered again after it was left.
+    the process starts again. In Consul, it registers a service with a TTL check. In etcd, it adds a
+    key with a lease. Both are renewed three times within `ttl` seconds, and expire `ttl` seconds
+    after the last renewal. At the end of the block, and on SIGTERM, a registration removes exactly
+    what it has added. `async with` does the same without blocking the event loop, on asyncio and
+    trio. A registration may be entered again after it was left.
 
-    - `service`: in DNS, the service, either as a client names it, such as
+    - `service`: for DNS, the service, either as a client names it, such as
       `"http+srv://orders.example.com"`, or by the name of the SRV records, such as
-      `"_orders._tcp.example.com"`. With `via`, any name, for logs.
-    - `instance`: in DNS, the instance to register. If its `host` is a name, this name is the target
+      `"_orders._tcp.example.com"`. With `via`, any name; it is used in logs.
+    - `instance`: the instance to register. In DNS, if its `host` is a name, this name is the target
       of the record, and its `addresses`, if any, become address records of the name. If its `host`
       is an address, a name within the domain of the service is generated.
     - `server`: the address of the zone's primary server, with or without a port.
@@ -202,9 +202,9 @@ class Registration:
     - `ttl`: the TTL of the records, or the time after which Consul or etcd removes the instance of
       a killed process, in whole seconds.
     - `identity`: a word that only this instance has, such as the name of a StatefulSet's pod. It
-      stays the same after a restart, even if the address and port change. What was registered with
-      the same identity is replaced. In DNS, the name of the target is made from this word, and
-      without `identity`, records with the same target and port are replaced.
+      stays the same after a restart, even if the address and port change. An earlier registration
+      with the same identity is replaced. In DNS, the name of the target is made from this word.
+      Without `identity`, records with the same target and port are replaced.
     - `timeout`: seconds for one change in the registry, including all questions that it needs.
     - `clock`: returns monotonic seconds; `rng`: the random number generator.
 

@@ -201,7 +201,7 @@ async def _read(http2: Http2, stream: Any) -> None:
 
 
 async def _write(http2: Http2, stream: Any) -> None:
-    """What the writing task of a connection runs."""
+    """The code that the writing task of a connection runs."""
     try:
         while True:
             woken = anyio.Event()
