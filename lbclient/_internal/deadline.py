@@ -41,7 +41,7 @@ class Deadline:
         return max(0.0, self.at - self.clock())
 
     def end(self) -> None:
-        """Let the deadline expire now, since nobody waits for the calls any more."""
+        """Let the deadline expire now, since no code waits for the calls any more."""
         self.at = -math.inf
 
     def ended(self) -> bool:

@@ -80,7 +80,7 @@ def limit(name: str, value: object) -> None:
 
 
 def kind(name: str, value: object, wanted: type) -> None:
-    """Check for an instance of one of our classes, or None."""
+    """Check for an instance of one of lbclient's classes, or None."""
     if value is not None and not isinstance(value, wanted):
         raise TypeError(f"{name} must be lbclient.{wanted.__name__}(...) or None, not {value!r}")
 

@@ -60,7 +60,7 @@ def as_arguments(text: str) -> str:
 
 def picture(name: str, answer: Answer, *, pushed: bool = False) -> Iterator[str]:
     """Yield the lines that show an answer that has just arrived, so that its age is 0 s. `pushed`
-    says that the source pushes changes."""
+    is True if the source reports its changes itself."""
     known = shares(answer.instances)
     tiers = sorted({instance.priority for instance in known})
     good_for = "it never changes" if answer.ttl is None else f"TTL {answer.ttl:g} s, age 0 s"

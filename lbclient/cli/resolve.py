@@ -31,7 +31,7 @@ __all__ = ["Reporter", "resolve"]
 
 _NOBODY = Answer(())
 _LOOK = 0.1
-"""Seconds between looks for updates of a watch, which come on other threads."""
+"""Seconds between two checks for updates of a watch. Updates arrive on other threads."""
 
 
 def resolve(arguments: argparse.Namespace) -> int:
@@ -199,7 +199,8 @@ class Reporter:
         return "" if age is None else f"{words} {age:.0f} s"
 
     def _next(self, words: str) -> str:
-        """Say when the next lookup, or the next watch, begins. A watch that runs needs neither."""
+        """Return text that says when the next lookup or the next watch begins. The text is empty
+        while a watch runs."""
         at = min(self.subscription.next_at, *(one.next_at for one in self._watched), math.inf)
         seconds = at - self.subscription.clock()
         return f"{words} in {seconds:.0f} s" if seconds <= CEILING * 2 else ""

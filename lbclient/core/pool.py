@@ -137,8 +137,8 @@ class EndpointSetUpdate:
         doubtful: list[tuple[Endpoint, Instance]] = []
         instances = list(instances)
         for instance in instances:
-            # An object that was in the last answer needs no further look. Only a weight of 0 may
-            # mean something else beside others.
+            # An instance that was in the last answer needs no further check, unless its weight is
+            # 0: the meaning of 0 depends on the other weights.
             endpoint = known.get(id(instance))
             if endpoint is None:
                 endpoint = self._endpoints.pop(instance, None) or self._join(instance)
@@ -169,7 +169,7 @@ class EndpointSetUpdate:
             if breaker is not None:
                 endpoint.renew(breaker)
                 endpoint.warm_since = self._now
-            endpoint.instance = instance  # last, since it says that the others are right
+            endpoint.instance = instance  # last: it shows that the other attributes are set
 
     def _join(self, instance: Instance) -> Endpoint:
         endpoint = Endpoint(instance, self._policy)
@@ -184,9 +184,8 @@ class EndpointSetUpdate:
     def _compare(
         self, doubtful: Sequence[tuple[Endpoint, Instance]], instances: Iterable[Instance]
     ) -> None:
-        """Note the endpoints whose records have changed. A weight of 0 beside other weights of its
-        tier becomes a small weight (as dnspython reads RFC 2782).
-        """
+        """Record the endpoints whose records have changed. A weight of 0 beside other weights of
+        its tier becomes a small weight (as dnspython reads RFC 2782)."""
         weighted: set[int] = set()
         if not all(instance.weight for _, instance in doubtful):
             weighted = {instance.priority for instance in instances if instance.weight}

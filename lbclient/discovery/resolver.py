@@ -1,5 +1,5 @@
-"""The protocols of a resolver, which is asked for instances, and of a watcher, which reports each
-change; and the static list.
+"""The protocols for a discovery of your own: a resolver is asked for instances, and a watcher
+reports each change. Also the resolver of a static list.
 
 This file also has the texts for logs and errors of discovery.
 """

@@ -310,7 +310,7 @@ class ServiceSubscription:
         try:
             answer = usable(self._resolver.resolve(), f" about {self.service}")
             return _Prepared(answer, self._listener.on_update(answer))
-        except BaseException as error:  # noqa: BLE001  # a user's resolver may raise anything, on our thread
+        except BaseException as error:  # noqa: BLE001  # a user's resolver may raise anything
             if isinstance(error, Exception):
                 return error
             failure = DiscoveryError(f"resolve() was ended by {type(error).__name__}")

@@ -331,8 +331,8 @@ class Answer:
 def answer_of_distinct(
     instances: Iterable[Instance], refused: Iterable[RejectedRecord] = ()
 ) -> Answer:
-    """Return an answer of instances that are known to differ. It takes a fiftieth of the time that
-    the constructor takes, which compares all of them."""
+    """Return an answer with instances that are known to differ. This takes a fiftieth of the time
+    of the constructor, which compares all instances."""
     answer = object.__new__(Answer)
     for name, value in (("instances", instances), ("refused", refused)):
         object.__setattr__(answer, name, tuple(value))
@@ -347,7 +347,7 @@ def _distinct(instances: Iterable[Instance]) -> tuple[Instance, ...]:
             kind = validation.shown(instance)
             raise TypeError(f"instances must contain lbclient.Instance values, not {kind}")
         known = best.setdefault(instance, instance)
-        if known is instance:  # as nearly always, and an answer may have thousands of them
+        if known is instance:  # true for nearly all instances, which may be thousands
             continue
         if (instance.priority, -instance.weight) < (known.priority, -known.weight):
             best[instance] = instance

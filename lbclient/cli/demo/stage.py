@@ -61,7 +61,7 @@ class Child:
         # starts in a tenth of the time. With -P, the other files of this folder do not shadow
         # modules of the same name. The child has its own process group, so that Ctrl-C goes only to
         # the parent, which ends the child in an orderly way.
-        self._process = subprocess.Popen(  # noqa: S603  # our own file
+        self._process = subprocess.Popen(  # noqa: S603  # the program is a file of lbclient
             [sys.executable, "-P", str(_HERE / f"{program}.py"), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -201,7 +201,8 @@ class _LoopIo:
         await self._transport.aclose()
 
     async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Note the connection on which TLS begins, until it has succeeded. httpcore calls this."""
+        """Store the connection on which TLS is started, until TLS has started. httpcore calls this
+        method."""
         if event == "connection.connect_tcp.complete":
             self._before_tls = info["return_value"]
         elif event == "connection.start_tls.complete":
