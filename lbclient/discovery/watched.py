@@ -23,6 +23,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from inspect import iscoroutinefunction
 from types import TracebackType
 from typing import TypeAlias
 
@@ -76,9 +77,14 @@ class BackgroundWatcher(ABC):
 class ThreadWatcher(BackgroundWatcher):
     """Runs a user's watcher, which blocks, on a daemon thread of its own. The watcher belongs to
     one balancer, and is closed with it.
+
+    Raises TypeError if `watch` does not block, since it is a coroutine function.
     """
 
     def __init__(self, watcher: Watcher) -> None:
+        if iscoroutinefunction(watcher.watch):
+            kind = type(watcher).__name__
+            raise TypeError(f"service must not have a coroutine function watch() ({kind})")
         self.name = type(watcher).__name__
         self._watcher = watcher
         self._close = _Close(watcher)

@@ -17,6 +17,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import pytest
 
 import lbclient
@@ -40,6 +41,7 @@ from lbclient.protocol import bind
 from lbclient.simulation.run import simulated
 from lbclient.simulation.world import World
 from tests.faults.test_green_threads import green
+from tests.support.http import tells_port
 from tests.support.slow import slow_rows
 from tests.support.watchers import LIMIT, Registry, Scripted, several, until
 
@@ -92,8 +94,6 @@ async def test_watch_of_an_async_balancer():
         async def call(instance):
             return instance.port
 
-        import anyio
-
         answers = []
 
         async def first():
@@ -105,6 +105,19 @@ async def test_watch_of_an_async_balancer():
             assert not answers
             registry.update(several(5))
         assert answers == [5]
+
+
+def test_watch_as_a_coroutine():
+    """A `watch` that is a coroutine function, and a class instead of an object, are refused."""
+
+    class Odd(Registry):
+        async def watch(self, update, alive):
+            pass
+
+    with pytest.raises(TypeError, match=r"service must not have a coroutine function watch\(\)"):
+        Balancer(Odd())
+    with pytest.raises(TypeError, match=r"or an object with watch.*; not the class Registry"):
+        Balancer(Registry)
 
 
 def test_update_takes_effect(balancers):
@@ -268,6 +281,40 @@ def test_events(balancers):
     change = [one for one in events if isinstance(one, InstancesChanged)][1]
     assert [one.port for one in change.joined] == [2]
     assert [one.port for one in change.left] == [1]
+
+
+# Over HTTP
+
+
+def test_client_of_a_watched_service(servers):
+    """A client sends no request to an instance that an update has removed, and a response that has
+    begun is read to its end."""
+    first, second = servers(tells_port, tells_port)
+    registry = Registry(several(first.port))
+    with lbclient.Client(registry, name="orders.test") as client:
+        with client.stream("GET", "/") as response:
+            registry.update(several(second.port))
+            until(lambda: ports(client.balancer) == [second.port])
+            assert {client.get("/").text for _ in range(3)} == {str(second.port)}
+            assert response.read().decode() == str(first.port)
+        assert first.requests[0].headers["host"] == "orders.test"
+        assert len(first.requests) == 1
+
+
+@pytest.mark.anyio
+async def test_async_client_of_a_watched_service(servers):
+    """The same on an event loop."""
+    first, second = servers(tells_port, tells_port)
+    source = Scripted(lambda update, _, __: update(several(first.port)))
+    async with lbclient.AsyncClient(source, allow=["127.0.0.0/8"]) as client:
+        assert (await client.get("/")).text == str(first.port)
+        source.watches[0][0](several(second.port))
+        await anyio.to_thread.run_sync(
+            lambda: until(lambda: ports(client.balancer) == [second.port])
+        )
+        assert (await client.get("/")).text == str(second.port)
+    assert first.requests[0].headers["host"] == "orders.test"
+    assert source.stopped == 1
 
 
 # Its end

@@ -16,6 +16,7 @@ import lbclient.grpc
 from lbclient import Answer, FirstOf, Instance, RetryBudget, RetryPolicy
 from tests.support.dns import Bind
 from tests.support.rpc import RpcServer, channel_of, messages
+from tests.support.watchers import Scripted
 
 NAME = "_grpc._tcp.orders.shop.test."
 ZONE = "shop.test."
@@ -61,6 +62,18 @@ def test_srv_records(rpc_servers, rpcs, tmp_path):
         first.tell("release")
         assert {call.result().server_id for call in calls} <= {str(first.port), str(second.port)}
         assert reached(channel) == {str(second.port)}
+
+
+def test_watched_service(rpc_servers, rpcs):
+    """Calls follow the updates of a watcher, whose name is the authority."""
+    servers = rpc_servers(2)
+    first, second = (Instance("127.0.0.1", one.port) for one in servers)
+    source = Scripted(lambda update, _, __: update(Answer([first])))
+    channel = rpcs(source, allow=["127.0.0.0/8"])
+    assert reached(channel, 2) == {str(first.port)}
+    assert channel.balancer.target.authority == "orders.test"
+    source.watches[0][0](Answer([second]))
+    until(lambda: reached(channel, 1) == {str(second.port)})
 
 
 @pytest.mark.parametrize("scheme", ["", "grpc://"])

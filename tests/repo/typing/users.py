@@ -174,6 +174,33 @@ def resolvers() -> None:
     lbclient.Client(Lacking())  # type: ignore[arg-type]
 
 
+class Changes:
+    """A watcher of a user's own."""
+
+    def watch(self, update: Callable[[lbclient.Answer], None], alive: Callable[[], None]) -> None:
+        """Send one answer."""
+        update(lbclient.Answer([]))
+        alive()
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class WrongChanges:
+    """A watcher that cannot be closed."""
+
+    def watch(self, update: Callable[[lbclient.Answer], None], alive: Callable[[], None]) -> None:
+        """Send nothing."""
+
+
+def watchers() -> None:
+    """A watcher is any object with `watch` and `close`, alone or as part of others."""
+    watcher: lbclient.Watcher = Changes()
+    lbclient.Client(watcher)
+    lbclient.AsyncClient(lbclient.FirstOf(Changes(), "http+srv://shop.test"))
+    lbclient.Balancer(WrongChanges())  # type: ignore[arg-type]
+
+
 def judge(outcome: object) -> lbclient.Verdict:
     """Classify a result, or an exception."""
     if isinstance(outcome, ConnectionError):
