@@ -685,6 +685,36 @@ def test_agent_that_falls_silent(agent, watch, monkeypatch):
     assert re.fullmatch(rf"Consul at {agent.address} did not answer .*within 0\.[56] s", text), text
 
 
+def test_signs_of_life(agent, watch, monkeypatch):
+    """While a query blocks, the agent is asked whether there is a leader. That is a sign of life,
+    and neither its absence nor an error is one. Nothing goes on when the watch ends."""
+    monkeypatch.setattr(consul, "_SIGN", 0.02)
+    agent.add("orders", "10.0.0.1", 80)
+    one = watch("orders", agent.address)
+    one.hosts()
+    assert [one.next(), one.next()] == ["alive", "alive"]
+
+    def asked_again(times: int = 3) -> None:
+        agent.until_asked(len(agent.asked("/v1/status/leader")) + times, "/v1/status/leader")
+
+    agent.fault = lambda query: (500, "") if "leader" in query.path else None
+    asked_again()  # so no earlier answer is on its way
+    while not one.heard.empty():
+        one.heard.get()
+    asked_again()
+    agent.body_of = lambda _: b'""'
+    agent.fault = lambda _: None
+    asked_again()
+    assert one.heard.empty()
+    agent.body_of = lambda body: body
+    assert one.next() == "alive"
+    assert len(agent.asked()) == 2
+    one.stop()
+    number = len(agent.asked("/v1/status/leader"))
+    agent.touch("orders")
+    assert len(agent.asked("/v1/status/leader")) <= number + 1
+
+
 def test_tls(watch, monkeypatch, tmp_path):
     """CONSUL_CACERT names the certificate authority of an agent with TLS. Without it the error says
     so, and the token is not sent."""
@@ -1052,6 +1082,27 @@ def test_no_healthy_instance(agent, servers, kind, caplog):
         traffic.more()
         assert not traffic.errors
     assert "holds no usable instance" in caplog.text
+
+
+def test_no_healthy_instance_for_long(agent, servers, monkeypatch):
+    """`max_stale` counts from the last answer with an instance, though the agent gives signs of
+    life after that."""
+    monkeypatch.setattr(consul, "_SIGN", 0.02)
+    (first,) = servers(tells_port)
+    one = register(agent, first)
+    service = lbclient.Consul("orders", agent.address)
+    with lbclient.Client(service, allow=["127.0.0.0/8"], max_stale=0.5) as client:
+        assert client.get("/").text == str(first.port)
+        agent.until_blocked()
+        agent.mark(one, "critical")
+        end, said = time.monotonic() + 20, ""
+        while not said:
+            assert time.monotonic() < end
+            try:
+                client.get("/")
+            except DiscoveryError as error:
+                said = str(error)
+    assert "more than max_stale=0.5 allows" in said
 
 
 def test_unknown_service(agent):

@@ -431,6 +431,12 @@ class RegistryApi:
     def __exit__(self, *_: object) -> None:
         run_blocking(self._bound.close)
 
+    @property
+    def on_loop(self) -> bool:
+        """True if the session was entered on an event loop. There, two requests may be under way at
+        the same time."""
+        return isinstance(self._io, _LoopIo)
+
     def end(self) -> None:
         """End the operation for which a session on another thread waits. After that, the methods of
         the session raise `asyncio.CancelledError`."""

@@ -6,6 +6,8 @@ some minutes. The rules for the index are those of Consul's documentation ("Bloc
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
@@ -37,6 +39,8 @@ that clients that start at the same time do not ask at the same time. Consul add
 """
 _SLOWER = 1 / 16
 _MARGIN = 10.0
+_SIGN = 30.0
+"""Seconds between two signs of life of an agent with a query that blocks."""
 _FIRST = 15.0
 """The timeout in seconds of a query that does not block. Consul itself gives up after 7 s without a
 leader."""
@@ -130,7 +134,22 @@ class Consul(PushedSource):
         )
 
     async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
-        """Report the instances whenever they change."""
+        """Report the instances whenever they change.
+
+        A query may block for minutes, and says nothing meanwhile. So on an event loop the agent is
+        also asked, every half minute, whether its cluster has a leader, which is a sign of life.
+        """
+        if not api.on_loop:
+            await self._follow(api, update, alive)
+            return
+        signs = asyncio.create_task(_signs_of_life(api, alive))
+        try:
+            await self._follow(api, update, alive)
+        finally:
+            signs.cancel()
+            await asyncio.wait({signs})
+
+    async def _follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
         path = f"/v1/health/service/{quote(self.service, safe='')}"
         answers = HealthAnswers(passing=self.passing)
         index = 0
@@ -164,6 +183,15 @@ class Consul(PushedSource):
         elif isinstance(token, os.PathLike):
             token = read_secret("token", token)
         return {} if token is None else {"X-Consul-Token": token}
+
+
+async def _signs_of_life(api: RegistryApi, alive: Alive) -> None:
+    """Call `alive` now and then while the agent answers. This endpoint needs no permission."""
+    while True:
+        await api.pause(_SIGN * (1 - api.rng.random() / 10))
+        with contextlib.suppress(DiscoveryError):  # the query will fail, or take too long
+            if (await api.get("/v1/status/leader")).json():
+                alive()
 
 
 def from_url(url: SplitResult, query: Mapping[str, str]) -> Consul:
