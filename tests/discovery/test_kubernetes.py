@@ -407,6 +407,7 @@ def test_tls(tmp_path):
         cluster.put(a_slice("a", ["10.0.0.1"]))
         with Seen(orders(cluster, ca=path, token=TOKEN)) as seen:
             assert seen.next() == ["10.0.0.1:8080"]
+            cluster.wait_until_watched()
         asked = len(cluster.asked)
         trustme.CA().cert_pem.write_to_path(path)
         assert "is not trusted: " in failure(orders(cluster, ca=path, token=TOKEN))

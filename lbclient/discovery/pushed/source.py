@@ -130,7 +130,9 @@ class _BlockingWatch:
                     run_blocking(lambda: self._source.follow(api, self._update, self._alive))
         except BaseException as failure:  # noqa: BLE001  # `ended` gets it
             error = failure
-        self._ended(None if self._cancelled else _end(self._source, error))
+        ended = None if self._cancelled else _end(self._source, error)
+        del error  # its traceback refers to this frame, and to sockets
+        self._ended(ended)
 
     def cancel(self) -> None:
         """End the watch."""
@@ -171,6 +173,7 @@ class _LoopWatch:
         except BaseException as failure:  # noqa: BLE001  # no error may end the event loop
             error = failure
         self._error = None if self._cancelled else _end(self._source, error)
+        del error  # its traceback refers to this frame, and to sockets
 
 
 class _Loop(asyncio.SelectorEventLoop):
