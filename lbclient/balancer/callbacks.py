@@ -1,8 +1,8 @@
 """The driver for callbacks: it carries a call out without a thread or a task for the call.
 
-No loop runs over the steps of such a call. Instead, the thread that reports the end of a step
-begins the next step. An attempt may end on one thread while the caller cancels it on another
-thread. So the driver stores the step that is under way, and handles its end only once.
+No thread or task runs the steps of such a call one after another. Instead, the thread that reports
+the end of a step begins the next step. An attempt may end on one thread while the caller cancels it
+on another thread. So the driver stores the step that is under way, and handles its end only once.
 """
 
 from __future__ import annotations

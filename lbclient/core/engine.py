@@ -356,9 +356,9 @@ class Engine:
             self.release(pick)
 
     def record_outcome(self, pick: Pick, verdict: Verdict | None) -> None:
-        """Record the outcome of an attempt, once: on its endpoint, its breaker, the opt-in rules
-        and a strategy that learns. With None as the verdict, only the permit is given back. Call
-        this method with the lock held."""
+        """Record the outcome of an attempt, once: on its endpoint, its breaker, the rules of
+        `opt_in_rules.py` and a strategy that learns. With None as the verdict, only the permit is
+        given back. Call this method with the lock held."""
         breaker = pick.breaker
         if verdict is None:
             breaker.cancel(pick.permit)

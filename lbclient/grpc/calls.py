@@ -50,7 +50,7 @@ class Rpc(BaseRpc):
         self._timer: Alarm | None = None
         """The timer of `attempt_timeout`. Its thread ends when nothing refers to this object."""
         self._lock = threading.RLock()
-        """Held while an attempt is chosen for the caller."""
+        """A lock that is held while an attempt is chosen for the caller."""
 
     def _wait_for_instance(self) -> None:
         _waiting.add(self)

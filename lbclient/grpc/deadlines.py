@@ -30,7 +30,7 @@ class _Deadlines:
         self._max_seconds = validation.seconds("max_seconds", max_seconds)
 
     def _deadline(self, context: Any) -> Deadline | None:
-        """Begin the deadline of an RPC; None if the caller has set no deadline."""
+        """Begin the deadline of an RPC. Returns None if the caller has set no deadline."""
         left: float | None = context.time_remaining()
         if left is None or left > _NO_DEADLINE:
             return None

@@ -141,11 +141,11 @@ class Upstream(NamedTuple):
     """How a transport addresses one instance.
 
     `tls_name` is the name that TLS verifies; None means the instance's host. `hosts` has two items.
-    If the request's Host equals the first, or if the first is None, the second is sent as the Host.
-    `deadline_header` is the name of the header that tells the instance how many milliseconds are
-    left. If `asks_load` is True, each request asks the instance to report its load. `path` comes
-    before the path of each request. `headers` replace headers of the caller with the same names;
-    their names are in lower case.
+    If the request's Host equals the first item, or if the first item is None, the second item is
+    sent as the Host. `deadline_header` is the name of the header that tells the instance how many
+    milliseconds are left. If `asks_load` is True, each request asks the instance to report its
+    load. `path` comes before the path of each request. `headers` replace headers of the caller with
+    the same names; their names are in lower case.
     """
 
     instance: Instance

@@ -41,7 +41,7 @@ class OutlierPolicy:
       least one stays.
 
     The interval, the growing ejection and the maximum of ejected instances come from Envoy. The
-    margin does not come from Envoy, since it works with two instances or more. In Envoy, an
+    margin does not come from Envoy. A margin works with two instances or more. In Envoy, an
     instance is an outlier if its rate is 1.9 standard deviations below the mean. But none of n
     instances can be more than √(n - 1) standard deviations below the mean. So Envoy's rule finds no
     outlier among four or fewer instances, and with its maximum of 10 % none of nine or fewer

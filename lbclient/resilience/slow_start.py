@@ -28,8 +28,9 @@ class SlowStart:
     Otherwise the strategy picks again. So no strategy has to know about slow start, and weights
     need not change every second. If all instances warm up, each gets its usual share. A strategy
     that prefers instances with few attempts in flight picks a new instance more often, so the
-    instance warms up faster. Under load, `LeastBusy` with two choices gives a new instance three
-    times the factor at first. With `LeastBusy(choices=None)`, slow start has no effect.
+    instance warms up faster. Under load, with `LeastBusy` and two choices, the part that a new
+    instance gets is at first three times the factor. With `LeastBusy(choices=None)`, slow start has
+    no effect.
 
     Source: Envoy's slow start mode, max(min_weight_percent, (time / window) ^ (1 / aggression)).
 

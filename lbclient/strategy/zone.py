@@ -192,7 +192,8 @@ def _named(here: object) -> str:
 
 
 def _made(inner: object) -> Strategy:
-    """Make a strategy for one side. Each side needs its own, since a strategy keeps state."""
+    """Make a strategy for one side. Each side needs a strategy of its own, since a strategy keeps
+    state."""
     if not isinstance(inner, str) and not callable(inner):
         raise TypeError(
             "inner must be the name of a strategy, or a function that makes one (each side needs "

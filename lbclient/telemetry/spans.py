@@ -145,7 +145,7 @@ class AttemptSpan:
         span.end()
 
     def end_later(self, pending: deque[Callable[[], None]]) -> None:
-        """Add the end of the span to the functions that are called later."""
+        """Append a function to `pending` that ends the span when it is called."""
         if (span := self._span) is not None:
             pending.append(span.end)
             self._span = None

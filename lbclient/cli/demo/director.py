@@ -78,7 +78,7 @@ class Slow:
         return "traffic halved" if now.share(name) < before.share(name) / 2 else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The result is the instance's share of the traffic, before and after."""
+        """The result is the instance's share of the traffic, before and after the event."""
         return _moved(self._machine, before, now)
 
 
@@ -100,7 +100,7 @@ class Join:
         return "first call" if row is not None and row.known.attempts else None
 
     def result(self, before: Frame, now: Frame) -> str:
-        """The result is the instance's share of the traffic, before and after."""
+        """The result is the instance's share of the traffic, before and after the event."""
         return _moved(self._machine, before, now)
 
 

@@ -141,8 +141,8 @@ class BaseTransportPool(ABC, Generic[S]):
                 stack.push_async_callback(transport.aclose)
 
     def lose(self, body: S) -> None:
-        """Record a body that was garbage collected before it was closed. Its finalizer calls this
-        method, since a finalizer must not close the body itself."""
+        """Record a body that was garbage collected before it was closed. The finalizer of the body
+        calls this method, since a finalizer must not close the body itself."""
         self.lost.append(body)
         self._summon()
 
