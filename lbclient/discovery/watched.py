@@ -75,8 +75,8 @@ class BackgroundWatcher(ABC):
 
 
 class ThreadWatcher(BackgroundWatcher):
-    """Runs a user's watcher, which blocks, on a daemon thread of its own. The watcher belongs to
-    one balancer, and is closed with it.
+    """Runs a user's watcher, whose `watch` blocks, on a daemon thread of its own. The watcher
+    belongs to one balancer, and is closed with this balancer.
 
     Raises TypeError if `watch` does not block, since it is a coroutine function.
     """

@@ -272,8 +272,8 @@ class InstanceConnections(Generic[C]):
 
     def all(self) -> Sequence[C]:
         """Return the connections in use and the idle connections. No lock is taken, since in a
-        forked child a thread of the parent may hold it. Each list is copied in one step, so this is
-        safe."""
+        forked child a thread of the parent may hold it. Each list is copied in one step, so another
+        thread may change it meanwhile."""
         return [*self._used, *self._stack]
 
     def take(self, lease: ConnectionLease[C]) -> C | None:

@@ -313,7 +313,8 @@ def _arrives(sock: socket.socket, seconds: float | None) -> bool:
 
 
 def _ready(sock: socket.socket, seconds: float | None, *, to_read: bool, to_write: bool) -> int:
-    """Return whether a socket can be read or written within the time; 0 for neither."""
+    """Wait until a socket can be read or written. Returns `_READABLE`, `_WRITABLE` or their sum; 0
+    if the time is over."""
     if not hasattr(select, "poll"):  # as above; eventlet makes `select` green
         watched = [sock] if to_read else [], [sock] if to_write else []
         to_read_now, to_write_now, _ = select.select(*watched, [], seconds)
