@@ -44,7 +44,8 @@ def unusual(found):
 @pytest.mark.slow
 def test_forks_with_support(rpc_servers):
     """With gRPC's support of forks, child and parent go on calling: before and after the first
-    call, over known and new channels, while a stream is under way, and after a second fork."""
+    call, over known and new channels, while a stream is under way, after a second fork, from
+    another thread, and in a pool. Callbacks for the connectivity are called in the child too."""
     (server,) = rpc_servers()
     found = forked("unused_then_used", server.address, support="1")
     assert len(found) > 30
@@ -57,7 +58,7 @@ def test_forks_without_support(rpc_servers):
     (server,) = rpc_servers()
     found = forked("unused_then_used", server.address, support="0")
     before = {name: result for name, result in found.items() if name.startswith("unused")}
-    assert len(before) == 7
+    assert len(before) == 8
     assert unusual(before) == {}
     assert found.pop("child nested") == "ok"
     after = {name: found[name] for name in found.keys() - before.keys()}
@@ -66,7 +67,9 @@ def test_forks_without_support(rpc_servers):
         "used",
         "grandchild",
         "stream",
+        "thread",
         "multiprocessing",
+        "pool",
     }
     assert all(SUPPORT in result for result in after.values())
 

@@ -84,6 +84,8 @@ def in_a_child(name, *work, method="fork"):
     end."""
     named = [(f"{name} {getattr(one, '__name__', '')}".strip(), one) for one in work]
 
+    in_main_thread = threading.current_thread() is threading.main_thread()
+
     def everything():
         for pair in named:
             report(*pair)
@@ -95,8 +97,9 @@ def in_a_child(name, *work, method="fork"):
         pid = process.pid
     elif not (pid := os.fork()):
         everything()
-        # With its finalizers, if gRPC supports that; `multiprocessing` ends its children without.
-        (sys.exit if SUPPORTED else os._exit)(0)
+        if SUPPORTED and in_main_thread:
+            sys.exit()  # with all finalizers
+        os._exit(0)  # as `multiprocessing` ends its children
     end = time.monotonic() + SECONDS
     while (status := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
@@ -143,10 +146,40 @@ def loops():
     return loop, loop_duplex, loop_interceptors
 
 
+pooled_channels = []
+
+
+def pooled(_):
+    """In a process of a pool: an RPC over the channel that the parent has used."""
+    try:
+        unary(pooled_channels[0])
+    except RuntimeError as error:
+        return str(error)
+    return "ok"
+
+
+def in_a_pool(channel):
+    """Calls in the processes of a pool."""
+    pooled_channels.append(channel)
+    context = multiprocessing.get_context("fork")
+    with futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+        (result,) = set(pool.map(pooled, range(10), timeout=60))
+    tell(f"pool: {result}")
+
+
 def unused_then_used():
     """Forks before and after the first call of another channel, and with an RPC under way."""
     with lbclient.grpc.channel([ADDRESS]) as unused, lbclient.grpc.channel([ADDRESS]) as channel:
-        in_a_child("unused", *kinds(unused), *loops())
+        told = threading.Event()
+        unused.subscribe(lambda _: told.set())
+        assert told.wait(SECONDS)
+
+        def subscribed():
+            told = threading.Event()
+            unused.subscribe(lambda _: told.set())
+            assert told.wait(SECONDS)
+
+        in_a_child("unused", *kinds(unused), *loops(), subscribed)
         unary(channel)
         in_a_child("another", *kinds(unused))
         in_a_child("used", *kinds(channel), *loops())
@@ -161,7 +194,11 @@ def unused_then_used():
         assert list(call) == []
         unary(channel)
         unary(unused)
+        thread = threading.Thread(target=in_a_child, args=("thread", *kinds(channel)))
+        thread.start()
+        thread.join()
         in_a_child("multiprocessing", *kinds(channel), method="multiprocessing")
+        in_a_pool(channel)
     tell("parent: ok")
 
 
