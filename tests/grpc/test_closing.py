@@ -18,6 +18,8 @@ from tests.grpc.test_cancellation import descriptors
 from tests.grpc.test_services import until
 from tests.support.rpc import channel_of, messages, services
 
+pytestmark = pytest.mark.slow
+
 CLOSED = "is closed: open a new channel", "Channel closed!", "was closed", "closed channel"
 
 
@@ -162,7 +164,13 @@ def left(before):
     return descriptors() > before[0] + 2 or threading.active_count() > before[1]
 
 
-def check_channels(rpc_servers, kind, close, health, number):
+@pytest.mark.parametrize(
+    ("close", "health", "number"),
+    [(True, False, 1000), (False, False, 300), (True, True, 200), (False, True, 100)],
+    ids=["closed", "dropped", "closed, health", "dropped, health"],
+)
+def test_many_channels(rpc_servers, kind, close, health, number):
+    """Of many channels that were closed or dropped, no thread and no descriptor is left."""
     addresses = [one.address for one in rpc_servers(2)]
     chosen = {"health": HealthCheck(grpc="", interval=1.0, timeout=1.0)} if health else {}
     used(kind, addresses, close, chosen, 3)
@@ -173,24 +181,6 @@ def check_channels(rpc_servers, kind, close, health, number):
     until(lambda: not left(before))
 
 
-@pytest.mark.parametrize("close", [True, False], ids=["closed", "dropped"])
-def test_a_few_channels(rpc_servers, kind, close):
-    """Of channels that were closed or dropped, no thread and no descriptor is left."""
-    check_channels(rpc_servers, kind, close, True, 10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("health", "number"), [(True, 200), (False, 1000)], ids=["health", "plain"]
-)
-@pytest.mark.parametrize("close", [True, False], ids=["closed", "dropped"])
-def test_many_channels(rpc_servers, kind, close, health, number):
-    """Of 1,000 channels that were closed or dropped, or 200 with health checks, no thread and no
-    descriptor is left."""
-    check_channels(rpc_servers, kind, close, health, number)
-
-
-@pytest.mark.slow
 def test_servers_that_flap(rpc_servers, kind):
     """While two of three servers are killed and started again and again, no idempotent RPC fails,
     and at the end all serve, and nothing is left."""
@@ -215,7 +205,7 @@ def test_servers_that_flap(rpc_servers, kind):
         for thread in threads:
             thread.start()
         try:
-            for number in range(12):
+            for number in range(8):
                 servers[number % 2].kill()
                 until(lambda: len(answers) > 50 * number)  # noqa: B023
                 servers[number % 2].start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 
@@ -28,18 +29,19 @@ def until(condition, seconds=10.0):
         time.sleep(0.005)
 
 
-@pytest.fixture
-def address(rpc_servers):
-    (server,) = rpc_servers()
-    return server.address
+@pytest.fixture(scope="module")
+def address():
+    """The address of a server, which accepts connections; no test here carries out an RPC."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture
-def nowhere(rpc_servers):
+@pytest.fixture(scope="module")
+def nowhere():
     """The address of a server that is down."""
-    (server,) = rpc_servers()
-    server.kill()
-    return server.address
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{reserved.getsockname()[1]}"
 
 
 def test_the_thread_ends_once_it_is_connected(address):
@@ -60,20 +62,22 @@ def test_the_thread_ends_once_it_is_connected(address):
 
 
 def test_the_thread_ends_if_nothing_waits(nowhere, monkeypatch):
-    """A thread that cannot connect ends soon after nothing waits for it any more, and a wait for a
-    change keeps it going."""
-    monkeypatch.setattr(connectivity, "_UNATTENDED", 0.2)
+    """A thread that cannot connect ends soon after nothing waits for it any more. A wait for a
+    change keeps it going, and closing ends it."""
 
     async def connect():
         channel = lbclient.grpc.aio.channel([nowhere])
+        monkeypatch.setattr(connectivity, "_UNATTENDED", 0.2)
         assert channel.get_state(try_to_connect=True) is State.CONNECTING
         (thread,) = watching()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(channel.wait_for_state_change(State.CONNECTING), 0.5)
-        assert thread.is_alive()
         await asyncio.to_thread(thread.join)
         assert channel.get_state() is not State.CONNECTING
-        channel.get_state(try_to_connect=True)
+        monkeypatch.setattr(connectivity, "_UNATTENDED", 60.0)
+        assert channel.get_state(try_to_connect=True) is State.CONNECTING
+        before = channel._connectivity._unattended_until
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(channel.wait_for_state_change(State.CONNECTING), 0.3)
+        assert channel._connectivity._unattended_until > before
         assert len(watching()) == 1
         await channel.close()
         await asyncio.to_thread(until, lambda: not watching())

@@ -183,6 +183,7 @@ def test_certificates_of_clients_and_call_credentials(rpc_servers, rpcs, authori
     assert without.error(timeout=5.0).code() is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 def test_an_instance_with_the_certificate_of_another(rpc_servers, rpcs, authority, tmp_path):
     """An RPC to an instance whose certificate has another name was never sent, so it goes to
     another instance, whatever its method, and costs no retry budget."""
@@ -213,6 +214,7 @@ class Tokens(grpc.AuthMetadataPlugin):
         callback((("authorization", self.given[-1]),), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["channel", "call"])
 def test_credentials_of_each_attempt(rpc_servers, rpcs, authority, tmp_path, where):
     """The credentials of a channel, or of a call, are asked for each attempt, also for a retry on

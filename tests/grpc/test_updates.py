@@ -16,6 +16,8 @@ from tests.grpc.test_services import until
 from tests.support.rpc import messages
 from tests.support.watchers import Registry, several
 
+pytestmark = pytest.mark.slow
+
 SOON = 1.0
 PATH = "/grpc.testing.TestService/UnaryCall"
 
