@@ -172,16 +172,24 @@ class _LoopIo:
             verify=verify, limits=httpx.Limits(), socket_options=_socket_options()
         )
         self._bodies: dict[httpx.Response, AsyncIterator[bytes]] = {}
-        self._before_tls: Any = None
 
     async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
-        request.extensions = {"trace": self._trace}
+        before_tls: list[Any] = []
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            """Note the connection on which TLS begins, until it has succeeded."""
+            if event == "connection.connect_tcp.complete":
+                before_tls.append(info["return_value"])
+            elif event == "connection.start_tls.complete":
+                before_tls.clear()
+
+        request.extensions = {"trace": trace}  # httpcore calls it
         try:
             async with asyncio.timeout(seconds):
                 response = await self._transport.handle_async_request(request)
         except BaseException:
-            if self._before_tls is not None:  # httpcore leaves it open if TLS is cancelled
-                await self._before_tls.aclose()
+            for one in before_tls:  # httpcore leaves it open if TLS is cancelled
+                await one.aclose()
             raise
         self._bodies[response] = response.aiter_raw()
         return response
@@ -199,14 +207,6 @@ class _LoopIo:
 
     async def close(self) -> None:
         await self._transport.aclose()
-
-    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Store the connection on which TLS is started, until TLS has started. httpcore calls this
-        method."""
-        if event == "connection.connect_tcp.complete":
-            self._before_tls = info["return_value"]
-        elif event == "connection.start_tls.complete":
-            self._before_tls = None
 
 
 class _TimeLeft(dict[str, float]):
