@@ -67,7 +67,6 @@ def test_the_thread_ends_if_nothing_waits(nowhere, monkeypatch):
 
     async def connect():
         channel = lbclient.grpc.aio.channel([nowhere])
-        monkeypatch.setattr(connectivity, "_UNATTENDED", 0.2)
         assert channel.get_state(try_to_connect=True) is State.CONNECTING
         (thread,) = watching()
         await asyncio.to_thread(thread.join)
