@@ -98,7 +98,8 @@ class AdaptiveLimit:
     queues comes from TCP Vegas (Brakmo and Peterson 1995). TCP Vegas compares each latency with the
     lowest one; here each latency is compared with a mean. If a service has fast and slow answers,
     few of them are near the minimum. Then a comparison with the minimum would lower the limit even
-    without a queue. The throughput of clients that send at random times comes from Abramson (1970).
+    without a queue. The formula for the throughput of clients that send at random times comes from
+    Abramson (1970).
 
     Raises ValueError or TypeError for a value that cannot be used.
     """

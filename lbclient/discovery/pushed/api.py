@@ -177,7 +177,7 @@ class _LoopIo:
         before_tls: list[Any] = []
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
-            """Note the connection on which TLS begins, until it has succeeded."""
+            """Record the connection on which TLS is started, until TLS has started."""
             if event == "connection.connect_tcp.complete":
                 before_tls.append(info["return_value"])
             elif event == "connection.start_tls.complete":

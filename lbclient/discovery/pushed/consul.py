@@ -40,7 +40,7 @@ that clients that start at the same time do not ask at the same time. Consul add
 _SLOWER = 1 / 16
 _MARGIN = 10.0
 _SIGN = 30.0
-"""Seconds between two signs of life of an agent with a query that blocks."""
+"""Seconds between two requests that show whether the agent is alive while a query blocks."""
 _FIRST = 15.0
 """The timeout in seconds of a query that does not block. Consul itself gives up after 7 s without a
 leader."""
@@ -136,8 +136,9 @@ class Consul(PushedSource):
     async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
         """Report the instances whenever they change.
 
-        A query may block for minutes, and says nothing meanwhile. So on an event loop the agent is
-        also asked, every half minute, whether its cluster has a leader, which is a sign of life.
+        A query may block for minutes. Meanwhile it does not show whether the agent is alive. So on
+        an event loop, the agent is also asked for the leader of its cluster, every half minute. Its
+        answer shows that it is alive.
         """
         if not api.on_loop:
             await self._follow(api, update, alive)
@@ -186,7 +187,8 @@ class Consul(PushedSource):
 
 
 async def _signs_of_life(api: RegistryApi, alive: Alive) -> None:
-    """Call `alive` now and then while the agent answers. This endpoint needs no permission."""
+    """Ask the agent for the leader of its cluster, and call `alive` after each answer. This request
+    needs no permission."""
     while True:
         await api.pause(_SIGN * (1 - api.rng.random() / 10))
         with contextlib.suppress(DiscoveryError):  # the query will fail, or take too long
