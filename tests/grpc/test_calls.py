@@ -320,6 +320,7 @@ def wait_for_pause(rpc):
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_nobody_keeps_an_rpc_that_waits(rpc_servers, rpcs):
     """The callback of an RPC comes although nobody keeps the RPC while it waits for an instance."""
     (server,) = rpc_servers()

@@ -17,6 +17,7 @@ from lbclient import RetryPolicy
 from lbclient.grpc.calls import Rpc
 from lbclient.grpc.event_loops import AioRpc
 from tests.support.rpc import channel_of, messages
+from tests.support.slow import slow_rows
 
 RETRIED = {
     "retry": RetryPolicy(attempts=5, budget=None, backoff=0.001),
@@ -48,7 +49,10 @@ def drip(*intervals, code=0):
 
 STREAMS = pytest.mark.parametrize(
     ("method", "requests"),
-    [("StreamingOutputCall", lambda one: one), ("FullDuplexCall", lambda one: iter([one]))],
+    [
+        ("StreamingOutputCall", lambda one: one),
+        *slow_rows(("FullDuplexCall", lambda one: iter([one]))),
+    ],
     ids=["one request", "requests"],
 )
 
@@ -276,6 +280,7 @@ def test_a_first_message_that_is_late(rpc_servers, rpcs, method, requests):
     held.tell("release")
 
 
+@pytest.mark.slow
 def test_attempts_of_all_kinds_expire_alike(rpc_servers, rpcs):
     """An attempt that is too late is charged and told in the same way, whether it has one response
     or a stream of responses."""
@@ -301,6 +306,7 @@ def test_attempts_of_all_kinds_expire_alike(rpc_servers, rpcs):
         one.tell("release")
 
 
+@pytest.mark.slow
 def test_a_reader_that_comes_late_charges_no_instance(rpc_servers, rpcs):
     """While nobody reads a stream, no message can arrive, so its `attempt_timeout` does not run."""
     (server,) = rpc_servers()
@@ -317,6 +323,7 @@ def test_a_reader_that_comes_late_charges_no_instance(rpc_servers, rpcs):
     assert (failures(channel), server.calls) == ({server.port: 1}, 2)
 
 
+@pytest.mark.slow
 def test_a_process_that_was_suspended(rpc_servers, rpcs, monkeypatch):
     """A timer that fires much too late, since the process did not run, first lets messages arrive,
     and a deadline that gRPC notices too late charges no instance."""
@@ -342,6 +349,7 @@ def test_a_process_that_was_suspended(rpc_servers, rpcs, monkeypatch):
     server.tell("release")
 
 
+@pytest.mark.slow
 def test_the_metadata_of_a_late_attempt(rpc_servers, rpcs):
     """A caller that waits for the initial metadata of late attempts gets none."""
     (held,) = rpc_servers()
@@ -352,6 +360,7 @@ def test_the_metadata_of_a_late_attempt(rpc_servers, rpcs):
     held.tell("release")
 
 
+@pytest.mark.slow
 def test_a_task_that_is_cancelled_while_its_attempt_expires(rpc_servers):
     """A task that is cancelled stays cancelled, also if `attempt_timeout` ends the attempt in the
     same moment."""
