@@ -112,9 +112,9 @@ class Transport(_BalancedTransport, httpx2.BaseTransport):
         **options: Unpack[TransportOptions],
     ) -> None: ...
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request to an instance, and retry it as the policy says."""
+        """Send a request to an instance, and retry it as the retry policy says."""
     def close(self) -> None:
-        """Wait up to `close_grace` seconds for active calls, then end these calls and close every
+        """Wait up to `close_grace` seconds for calls under way, then end these calls and close every
         connection. Later requests raise RuntimeError."""
 
 class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
@@ -131,12 +131,13 @@ class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
     def handle_async_request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request: httpx2.Request
     ) -> Coroutine[Any, Any, httpx2.Response]:
-        """Send a request to an instance, and retry it as the policy says."""
+        """Send a request to an instance, and retry it as the retry policy says."""
     async def aclose(self) -> None:
         """Like `Transport.close`. Other running event loops close their own connections soon."""
 
 class _BalancedClient:
-    """The common base of `Client` and `AsyncClient`. The next base class is httpx2's client."""
+    """The common base of `Client` and `AsyncClient`. In both, httpx2's client is the next base
+    class."""
 
     def __init__(
         self,
