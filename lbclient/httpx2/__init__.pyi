@@ -114,8 +114,8 @@ class Transport(_BalancedTransport, httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request to an instance, and retry it as the retry policy says."""
     def close(self) -> None:
-        """Wait up to `close_grace` seconds for calls under way, then end these calls and close every
-        connection. Later requests raise RuntimeError."""
+        """Wait up to `close_grace` seconds for calls under way, then end these calls and close
+        every connection. Later requests raise RuntimeError."""
 
 class AsyncTransport(_BalancedTransport, httpx2.AsyncBaseTransport):
     """A `Transport` for `httpx2.AsyncClient`, on asyncio (also with uvloop) and trio."""
