@@ -1594,8 +1594,13 @@ def test_interrupted_while_entering(agent):
         return body
 
     agent.body_of = hold_back
-    with pytest.raises(KeyboardInterrupt), registration(agent):
-        time.sleep(10)  # the signal may come a moment later
+    # A shell starts programs in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), registration(agent):
+            time.sleep(10)  # the signal may come a moment later
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(agent.asked("/v1/agent/service/register")) == 1
     assert not agent.holding(IDENTIFIER)
 
