@@ -21,7 +21,7 @@ from lbclient.discovery.pushed.api import (
     secret,
 )
 from lbclient.discovery.pushed.source import Alive, PushedSource, Update
-from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
+from lbclient.endpoint.instance import Answer, Instance, RejectedRecord, answer_of_distinct
 from lbclient.errors import DiscoveryError
 
 __all__ = ["Kubernetes", "from_url"]
@@ -281,7 +281,7 @@ class _Slices:
             refused = [*refused[:_MOST], RejectedRecord(more, "not listed one by one")]
         if not found:
             refused.append(RejectedRecord(self._name, self._why_none(slices)))
-        return Answer(found.values(), None, refused)
+        return answer_of_distinct(found.values(), refused)  # each has its own address and port
 
     def _join(self, slices: Iterable[_Slice], instances: dict[str, Instance]) -> None:
         """Join the IPv6 address of a pod with its IPv4 address, so that a pod is one instance."""
