@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from statistics import quantiles
+from statistics import median, quantiles
 
 import httpx
 import pytest
@@ -121,6 +121,23 @@ def test_changes_under_load(member, servers):
             took.append(seconds(lambda: calls.ports == {steady.port}))
     assert not calls.failures
     assert quantiles(took, n=100)[98] <= 0.5
+
+
+def test_ten_thousand_keys(member):
+    """A service of 10,000 keys is listed page by page, and a change of one key costs at most 20 ms
+    of CPU time."""
+    member.fill(PREFIX, 10_000)
+    spent = []
+    with lbclient.Balancer(Etcd(PREFIX, member.url)) as balancer:
+        balancer.call(str)
+        assert len(balancer.instances()) == 10_000
+        for number in range(10):
+            member.put(f"{PREFIX}{number:05}", f"10.9.0.{number}:8080")
+            began = time.process_time()
+            time.sleep(0.3)  # what is measured is the work of other threads
+            spent.append(time.process_time() - began)
+        until(lambda: sum(one.host.startswith("10.9.") for one in balancer.instances()) == 10)
+    assert median(spent) <= 0.02
 
 
 def test_instance_that_left_gets_no_call(member, servers):

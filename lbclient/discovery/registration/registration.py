@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import random
 import threading
 import time
@@ -46,8 +47,8 @@ change."""
 _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 _SHORTEST = 1.0
 """Seconds from a failed renewal to the next one, at least."""
-_LEAST = 0.1
-"""Seconds for the removal of a record, even if a renewal that was under way has taken all."""
+_LEAST = 0.5
+"""Seconds for the removal of a record, even if a change that was under way has taken all."""
 
 REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {
     Consul: ConsulRegistrar,
@@ -139,16 +140,18 @@ class RegisteredRecord:
                 raise
 
     def leave(self) -> None:
-        """Remove the record, within `timeout` seconds, also if a renewal is under way. May be
-        called more than once. A failure is logged."""
+        """Remove the record, within `timeout` seconds, of which a change under way takes a part.
+
+        May be called more than once. A failure is logged.
+        """
         self._wanted = False
         until = time.monotonic() + self._timeout
-        if not self._lock.acquire(timeout=self._timeout):
+        if not self._lock.acquire(timeout=self._timeout + GRACE):
             _logger.warning("%s may stay registered: an earlier change has not ended", self._shown)
             return
         failure: UpdateError | None = None
         try:
-            self._remove(max(until - time.monotonic(), _LEAST))
+            self._remove(max(until - time.monotonic(), min(self._timeout, _LEAST)))
         except UpdateError as error:
             failure = error
         finally:
@@ -239,6 +242,7 @@ class Registration:
         self._clock = clock
         self._rng = random.Random() if rng is None else rng  # noqa: S311  # random numbers, no secrets
         options = RegistrarOptions(instance, ttl, identity, clock)
+        self._uses_httpx = via is not None
         if via is None:
             self._shown, self._registrar = _in_dns(service, options, server, key, zone)
         else:
@@ -259,7 +263,7 @@ class Registration:
         try:
             stay.sigterm_hook.install()
             with stay.sigterm_hook.deferring():
-                stay.record.enter()
+                self._carry_out(stay.record.enter)
             THREAD_SCHEDULER.schedule(stay.renewal)
         except BaseException:
             self.close()
@@ -290,7 +294,7 @@ class Registration:
             return
         try:
             with stay.sigterm_hook.deferring():
-                stay.record.leave()
+                self._carry_out(stay.record.leave)
         finally:
             stay.sigterm_hook.remove()
 
@@ -313,6 +317,17 @@ class Registration:
         if (stay := self._end()) is not None:
             stay.sigterm_hook.remove()
 
+    def _carry_out(self, change: Callable[[], None]) -> None:
+        """Carry out a change, and wait for it.
+
+        An exception of a signal handler may come on this thread between any two steps, and httpx's
+        pool of connections would then keep its lock forever. So httpx is used on another thread.
+        """
+        if self._uses_httpx:
+            _on_a_thread(change)
+        else:
+            change()
+
     def _begin(self) -> _Stay:
         if self._stay is not None:
             shown = f"the registration of {self._shown}"
@@ -331,6 +346,27 @@ class Registration:
         if stay is not None:
             stay.renewal.stopped = True
         return stay
+
+
+def _on_a_thread(change: Callable[[], None]) -> None:
+    """Run `change` on a thread, and wait for it. It goes on if the wait is interrupted."""
+    outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            change()
+        except BaseException as error:  # noqa: BLE001  # the caller raises it
+            outcome.put(error)
+        else:
+            outcome.put(None)
+
+    try:
+        threading.Thread(target=run, name="lbclient-registration", daemon=True).start()
+    except RuntimeError:  # no more threads, or the interpreter is about to exit
+        change()
+        return
+    if (error := outcome.get()) is not None:
+        raise error
 
 
 async def _in_thread(change: Callable[[], None]) -> None:
