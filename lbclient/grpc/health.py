@@ -144,19 +144,25 @@ class Health:
 
     def _follow(self, endpoint: Endpoint) -> None:
         for gone in [one for one in list(self._followed) if one.gone]:
-            if (call := self._followed.pop(gone)) is not None:
+            if (call := self._followed.pop(gone, None)) is not None:
                 call.cancel()
         if endpoint.gone or self._followed.setdefault(endpoint, None) is not None:
             return
         with _GATE:
             channel: Any = self._open(endpoint)
             call = self._followed[endpoint] = channel.unary_stream(_WATCH)(self._request)
-        threading.Thread(
+        thread = threading.Thread(
             target=_read,
             args=(ref(self), endpoint, channel, call),
             name="lbclient-health",
             daemon=True,
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads can be started: the next round tries again
+            self._unfollow(endpoint)
+            with _GATE:
+                channel.close()
         if self._binding.closed:
             call.cancel()
 

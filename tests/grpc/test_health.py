@@ -198,3 +198,38 @@ def test_what_a_watch_says_counts_at_once(checked, liar):
     assert checked.check() is None
     assert liar.hanging.acquire(timeout=10)
     until(lambda: checked.standing == "unhealthy")
+
+
+def test_an_instance_that_leaves_during_checks(checked):
+    """Checks on several threads may notice at the same time that an instance has left: no check
+    fails for that."""
+    followed = checked.health._followed
+
+    class Leaving:
+        @property
+        def gone(self):
+            followed.pop(self, None)  # as the check on another thread does
+            return True
+
+    followed[Leaving()] = None
+    assert checked.check() is None
+    assert checked.followed is not None
+
+
+def test_no_thread_for_a_watch(checked, liar, monkeypatch):
+    """If no thread can be started for `Watch`, the check counts all the same, and the next one
+    tries again."""
+    start = threading.Thread.start
+
+    def fail(thread):
+        if thread.name == "lbclient-health":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    liar.watch = None
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert checked.check() is None
+    assert checked.followed is None
+    monkeypatch.undo()
+    assert checked.check() is None
+    assert checked.followed is not None

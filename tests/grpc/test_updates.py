@@ -11,7 +11,7 @@ import time
 import grpc
 import pytest
 
-from lbclient import RetryPolicy
+from lbclient import Answer, Instance, RetryPolicy
 from tests.grpc.test_services import until
 from tests.support.rpc import messages
 from tests.support.watchers import Registry, several
@@ -111,3 +111,29 @@ def test_addresses_that_change_while_streams_run(rpc_servers, rpcs):
     assert errors == []
     assert channel.in_flight() == 0
     assert {one.failures for one in channel.balancer.snapshot().instances} == {0}
+
+
+def test_an_instance_whose_addresses_change(rpc_servers, rpcs):
+    """If an instance gets other addresses, RPCs go to these from then on, and a stream over the old
+    ones goes on."""
+    (server,) = rpc_servers()
+    server.tell("hold")
+
+    def at(*addresses):
+        return Answer([Instance("orders.test", server.port, addresses=addresses)])
+
+    registry = Registry(at("127.0.0.1"))
+    channel = rpcs(registry, retry=None, breaker=None)
+    stream = channel.begin("StreamingOutputCall", output(3), timeout=30.0)
+    until(lambda: server.calls == 1)
+    registry.update(at("127.0.0.2"))  # where no server listens
+    until(lambda: channel.balancer.instances()[0].addresses == ("127.0.0.2",))
+    assert channel.error("EmptyCall", timeout=10.0).code() is grpc.StatusCode.UNAVAILABLE
+    assert server.calls == 1
+    registry.update(at("127.0.0.2", "127.0.0.1"))
+    until(lambda: len(channel.balancer.instances()[0].addresses) == 2)
+    server.tell("release")
+    channel.unary("EmptyCall", timeout=10.0)
+    assert len(list(stream)) == 3
+    assert stream.code == "OK"
+    assert channel.in_flight() == 0
