@@ -1373,7 +1373,7 @@ def test_command_line(agent):
         assert any("10.0.0.2:82" in line for line in lines)
         agent.stop()
         assert any("Consul at " in line for line in lines)
-        process.send_signal(signal.SIGINT)
+        process.terminate()
 
 
 # docs/consul.md
