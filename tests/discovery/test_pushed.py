@@ -604,7 +604,7 @@ print(time.time())
 def test_the_interpreter_ends(servers):
     """The interpreter exits at once and without a warning while sources are watched."""
     (server,) = servers(streams(b"1\n"))
-    command = [sys.executable, "-W", "error", "-c", _EXITS, server.url]
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", _EXITS, server.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert ended_soon(done.stdout)

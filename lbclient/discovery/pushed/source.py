@@ -185,6 +185,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
+        self.set_debug(False)  # asyncio's debug mode is for event loops of the user
         self._lookups: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def getaddrinfo(
