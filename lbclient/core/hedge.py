@@ -196,9 +196,8 @@ class Lane(Generic[R]):
         self._lanes = lanes
         self.steps: Call[R] | Hedge[R] = steps
         self.leftover: R | None = None
-        """An answer that must be closed, since it is not the outcome. Set when the steps end.
-
-        If there is no good answer, a bad answer is the outcome.
+        """A response that must be closed, since the call returns another result. Set when the steps
+        end. If there is no good response, the call returns a bad one.
         """
 
     def __iter__(self) -> Iterator[Pause | Attempt[R]]:

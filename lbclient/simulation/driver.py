@@ -24,7 +24,8 @@ def carry_out(
 ) -> Process[R]:
     """Carry out a call in a world. This process and `send` wait by yielding pauses.
 
-    `discard` is called with the response of an attempt that is not the outcome.
+    If the call is hedged, `discard` is called with each response that is left over because the call
+    returns another result.
     """
     with call:
         if (after := call.hedge_after()) is None:

@@ -146,9 +146,10 @@ class ConsistentHash:
 
     No instance gets more than `load` times its share of the attempts that this client has in
     flight. A recent fault counts like additional attempts in flight. One attempt is always allowed.
-    With `load=None` there is no bound. If an instance is over the bound, the owner of the next spot
-    of the key is tried, and so on. So a key with many calls spreads over as many instances as it
-    needs.
+    With `load=None` there is no bound. If the instance that owns the key is over the bound, the
+    owners of the points after the key's other spots are tried, the nearest point first. After these
+    four, the key is hashed to four more spots, and so on. So a key with many calls spreads over as
+    many instances as it needs.
 
     The key is `key=` of `Balancer.call`, or `extensions={"lbclient": {"key": ...}}` of a request.
     It is text, bytes or a whole number. It is hashed with BLAKE2b, which gives the same result in

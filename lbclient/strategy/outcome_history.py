@@ -39,12 +39,12 @@ class OutcomeHistory(Generic[R]):
     """A record for each endpoint that has answered. `make(now)` creates a new record. R is its
     type.
 
-    A failure doubles the cost of an instance. Calls that failed at the same time count as one
-    failure, so the cost doubles at most once per round trip. (TCP halves its window at most that
-    often, too.) The larger the share of all attempts that fail, the smaller is the effect of one
-    failure: if all instances fail, none is worse than the others. A successful answer removes a
-    quarter of the penalty. In addition, the penalty decreases with time, by the factor e^(-t /
-    `decay`).
+    The cost of an instance is multiplied by 1 + its penalty. A failure doubles this cost. Calls
+    that failed at the same time count as one failure, so the cost doubles at most once per round
+    trip. (TCP halves its window at most that often, too.) The larger the share of all attempts that
+    fail, the smaller is the effect of one failure: if all instances fail, none is worse than the
+    others. A successful response removes a quarter of the penalty. In addition, the penalty
+    decreases with time, by the factor e^(-t / `decay`).
 
     Records of instances that have left are removed once as many new instances have joined. An
     instance that has left and joins again starts with a new record. The amortised cost of each
@@ -98,7 +98,7 @@ class OutcomeHistory(Generic[R]):
 
 
 class LatencyByLoad:
-    """The recent latency of answers, for each level of requests in flight.
+    """The recent latency of responses, for each level of requests in flight.
 
     A level is a range of numbers of other attempts in flight: 0, 1, 2 to 3, 4 to 7, ...
     """
@@ -109,7 +109,8 @@ class LatencyByLoad:
         self._levels: dict[int, tuple[Ewma[float], float]] = {}
 
     def record_latency(self, others: int, elapsed: float, now: float, age: float) -> None:
-        """Record an answer that took `elapsed` seconds, with this many other attempts in flight."""
+        """Record a response that took `elapsed` seconds, with this many other attempts in
+        flight."""
         level = others.bit_length()
         mean, at = self._levels.get(level, (None, -math.inf))
         if mean is None or now - at > age:
@@ -121,8 +122,8 @@ class LatencyByLoad:
     def latency(self, in_flight: int, now: float, age: float) -> float | None:
         """Return the latency at this level, in seconds.
 
-        If there was no answer at this level within the last `age` seconds, the result is the
-        latency at the nearest level with such an answer, or None if no level has one.
+        If there was no response at this level within the last `age` seconds, the result is the
+        latency at the nearest level with such a response, or None if no level has one.
         """
         level = in_flight.bit_length()
         mean, at = self._levels.get(level, (None, -math.inf))

@@ -30,13 +30,13 @@ class PeakEwma:
     """Picks the cheapest of `choices` random candidates: latency x (in flight + 1) / weight.
 
     Latency is a moving average. It jumps to a higher value at once, and falls to lower values with
-    e^(-t / `decay`). So after one slow answer, an instance is avoided. While it gets no calls, its
-    cost falls, until it is picked again. An instance that has not answered yet is picked at once,
-    but gets no second call before the first call has ended.
+    e^(-t / `decay`). So after one slow response, an instance is avoided. While it gets no calls,
+    its cost falls, until it is picked again. An instance that has not answered yet is picked at
+    once, but gets no second call before the first call has ended.
 
     A failure never lowers the latency, even if it was fast, and it doubles the cost (see
     `OutcomeHistory`). Otherwise an instance that fails fast would look best and attract all traffic
-    (linkerd/linkerd2-proxy#4537). Linkerd treats a failure as an answer that took five seconds.
+    (linkerd/linkerd2-proxy#4537). Linkerd treats a failure as a response that took five seconds.
     Doubling needs no such number and works under any load. If all instances fail, the doubled costs
     do not change their order. An instance that fails more than about three calls in ten gets only
     one call in each period of 7 / 10 of `decay`.
@@ -44,7 +44,7 @@ class PeakEwma:
     Use it when instances differ in speed or slow down at times. It also works across regions, since
     it prefers near instances while they are fast. Do not use it when the duration of a call depends
     more on the call than on the instance (downloads, long polls). At low load, nearly all calls go
-    to the instance with the lowest latency in proportion to its weight. A pick and an answer cost
+    to the instance with the lowest latency in proportion to its weight. A pick and a response cost
     O(1).
 
     Source: Finagle's `PeakEwma`, which Envoy and linkerd follow.

@@ -102,7 +102,7 @@ class Prequal:
     before the first call has ended. A failure never lowers the latency: it raises the RIF with
     which the instance is compared (see `OutcomeHistory`).
 
-    Instances may report their load (`LoadReport`), with their answers or in reply to a `probe`.
+    Instances may report their load (`LoadReport`), with their responses or in reply to a `probe`.
     Then the reported load, plus the attempts that this client has sent since, replaces this
     client's own observations. The latest sixteen reports are kept. Each report is used for one
     pick, and is valid for one second. While there are at least two reports, each drawn candidate
@@ -124,8 +124,8 @@ class Prequal:
     Use it for many equal instances under high load, if other work on the same machines slows some
     of them down: then it reduces the highest latencies more than `PeakEwma` does. Do not use it
     with little load (then nearly all calls go to the fastest instance), or when calls differ much
-    in size. Weights have an effect only under load. A pick and an answer cost O(1). With reports, a
-    pick costs O(n) if the set of instances has changed.
+    in size. Weights have an effect only under load. A pick and a response cost O(1). With reports,
+    a pick costs O(n) if the set of instances has changed.
 
     Source: Wydrowski, Kleinberg, Rumble and Archer, "Load is not what you should balance:
     Introducing Prequal" (NSDI 2024).

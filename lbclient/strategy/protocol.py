@@ -1,6 +1,6 @@
 """The protocols of strategies: objects with `pick`. Some also learn from outcomes or load reports.
 
-An instance can report its load (a `LoadReport`) with its answers, or in reply to a load probe.
+An instance can report its load (a `LoadReport`) with its responses, or in reply to a load probe.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LoadReport:
     """The load that an instance reports, from all of its clients.
 
     - `in_flight`: requests that the instance works on, or that wait in its queue.
-    - `latency`: seconds that an answer of this instance takes at this load, by its own measure.
+    - `latency`: seconds that a response of this instance takes at this load, by its own measure.
     - `utilization`: the used part, from 0 to 1, of the resource that limits the instance, such as
       the KV cache of an LLM server.
 
@@ -61,8 +61,8 @@ class LoadProbe:
     Only clients and transports send load probes, not a `Balancer`.
 
     - `path`: the path of a GET request. The load is read from the header `endpoint-load-metrics` of
-      the answer, whatever its status is. An answer without this header reports no load.
-    - `rate`: probes for each answer to a call, on average. At most 16 probes are under way at a
+      the response, whatever its status is. A response without this header reports no load.
+    - `rate`: probes for each response to a call, on average. At most 16 probes are under way at a
       time.
     - `interval`: seconds from one round of probes to the next.
     - `timeout`: seconds for one probe.
@@ -140,7 +140,7 @@ class Learning(Protocol):
         instance.
 
         The attempt took `elapsed` seconds. `failed` is True if the attempt was not served: a fault,
-        or an answer such as 429. The slower attempt of a hedged call is recorded with its time so
+        or a response such as 429. The slower attempt of a hedged call is recorded with its time so
         far, which is a lower bound. An attempt that says nothing about the instance (because it was
         cancelled) is not recorded. This method is called under the balancer's lock, while the
         attempt still counts as in flight.
@@ -153,11 +153,11 @@ class LoadAware(Protocol):
     """A strategy that uses the load that instances report."""
 
     def reported(self, endpoint: Endpoint, load: LoadReport | None, *, now: float) -> None:
-        """Record the load that an instance reports, with an answer or in reply to a probe.
+        """Record the load that an instance reports, with a response or in reply to a probe.
 
         `load` is None if the instance was probed and did not report its load. Reports with invalid
         numbers are never passed to this method. This method is called under the balancer's lock. If
-        the report came with an answer, the attempt still counts as in flight.
+        the report came with a response, the attempt still counts as in flight.
         """
         ...
 

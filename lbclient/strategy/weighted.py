@@ -26,10 +26,11 @@ class Weighted:
     due first is picked. A pick costs O(log n). With equal weights this is plain round-robin.
 
     If the set of endpoints changes, the order is kept: an endpoint that stays is due at the same
-    time as before. (If its weight has changed, the remaining time changes in proportion.) An
-    endpoint that joins starts at a random point of its stride, so that clients that start at the
-    same time pick different endpoints. When there are thousands of new endpoints, a few hundred are
-    added at each pick, since to add all of them at once would delay one call.
+    time as before. (If its weight has changed, the time until it is due changes in the same ratio
+    as its stride: with twice the weight, it is half as long.) An endpoint that joins starts at a
+    random point of its stride, so that clients that start at the same time pick different
+    endpoints. When there are thousands of new endpoints, a few hundred are added at each pick,
+    since to add all of them at once would delay one call.
     """
 
     def __init__(self) -> None:

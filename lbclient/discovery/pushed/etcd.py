@@ -8,8 +8,8 @@ has compacted that revision, the keys are listed again.
 **A silent watch is begun again.** If nothing changes, etcd by default sends a message only every
 ten minutes. A client of the gateway cannot ask for such a message, since the body of a request ends
 before its response begins. So after 30 s without a message, the watch is begun again, which takes
-one small request. etcd confirms the new watch at once, which shows that etcd is alive. A list at
-intervals would cost the same, but would not show that a watch still works.
+one small request. etcd confirms the new watch at once, which shows that etcd is alive. Listing the
+keys every 30 s would cost the same, but would not show that a watch still works.
 
 **A member without a leader is not used.** Such a member cannot send changes, and does not report
 this. So each request demands that the member has a leader, as etcd's own client does. If the member
