@@ -84,9 +84,10 @@ class AddressFilter:
         allowed.
 
         Of an IPv6 address, the address itself is checked, and also each IPv4 address that it may
-        represent.
+        represent. A zone (`%eth0`) is ignored, since the operating system ignores it unless the
+        address is link-local.
         """
-        literal = ipaddress.ip_address(address)
+        literal = ipaddress.ip_address(address.partition("%")[0])
         if self._allows(literal):
             return None
         for one in _forms(literal):

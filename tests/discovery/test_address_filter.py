@@ -51,6 +51,20 @@ def test_dangerous_address_is_refused(address, kind):
     assert f"{address} is {kind};" in AddressFilter().refuses(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [one for one in REFUSED if ":" in one[0]] + [("::ffff:127.0.0.1", "loopback")],
+)
+@pytest.mark.parametrize("zone", ["2", "eth0"])
+def test_zone_of_an_address_changes_nothing(address, kind, zone):
+    """An IPv6 address with a zone is refused, and allowed, like the same address without it."""
+    full = f"{address}%{zone}"
+    said = AddressFilter().refuses(full)
+    assert f"{full} is {kind};" in said
+    allowed = said.partition("allow=['")[2].partition("'")[0]
+    assert AddressFilter([allowed]).refuses(full) is None
+
+
 @pytest.mark.parametrize("address", HARMLESS)
 def test_private_address_is_let_through(address):
     """Services run on private and public addresses, so these are accepted."""
