@@ -27,7 +27,7 @@ from lbclient.discovery.pushed.api import (
 )
 from lbclient.discovery.pushed.source import PushedSource, _BlockingWatch
 from tests.support.faults import NAME, TlsServer, authority, certified
-from tests.support.http import Gate, dies_in_body, drips, hangs_up, head, says
+from tests.support.http import Gate, dies_in_body, drips, drips_headers, hangs_up, head, says
 from tests.support.interpreter import ended_soon
 
 TOKEN = "s3cr3t-t0k3n"
@@ -124,6 +124,13 @@ def test_a_token_that_is_missing(servers, carry_out):
         carry_out(api, lambda: api.get("/"))
 
 
+def drips_in_chunk_size(connection, _):
+    """Good headers, then a byte of the extension of a chunk each 10 ms."""
+    connection.send(head(200, {"Transfer-Encoding": "chunked"}) + b"1;a=")
+    while not connection.server.stopping.wait(0.01):
+        connection.send(b"x")
+
+
 @pytest.mark.parametrize(
     ("behaviour", "said"),
     [
@@ -131,6 +138,8 @@ def test_a_token_that_is_missing(servers, carry_out):
         (dies_in_body, "the connection to Registry at {url} failed: "),
         (lambda connection, _: connection.send(b"\x00nonsense\r\n\r\n"), "the connection to "),
         (drips(0.01), "Registry at {url} did not answer within 0.2 s"),
+        (drips_headers(0.01), "Registry at {url} did not answer within 0.2 s"),
+        (drips_in_chunk_size, "Registry at {url} did not answer within 0.2 s"),
         (Gate(), "Registry at {url} did not answer within 0.2 s"),
         (says(200, b"[" * 100_000), "Registry at {url} sent invalid JSON: nested too deeply"),
         (says(200, b'{"a": \xff}'), "Registry at {url} sent invalid JSON: not UTF-8"),

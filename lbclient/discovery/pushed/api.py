@@ -223,7 +223,11 @@ class _TimeLeft(dict[str, float]):
 
     def get(self, _step: str, _default: object = None) -> float:
         """Return the seconds for a step that begins now."""
-        return max(_SHORTEST, self._until - time.monotonic())
+        return max(_SHORTEST, self.seconds())
+
+    def seconds(self) -> float:
+        """Return the seconds that are left; a negative number after their end."""
+        return self._until - time.monotonic()
 
 
 class _ThreadIo:
@@ -238,6 +242,8 @@ class _ThreadIo:
             verify=verify, limits=httpx.Limits(), socket_options=_socket_options()
         )
         self._bodies: dict[httpx.Response, tuple[Iterator[bytes], _TimeLeft]] = {}
+        self._left = _TimeLeft(0)
+        """The time that is left for the operation under way."""
         self._sockets: list[socket.socket] = []
         self._ended = False
 
@@ -257,7 +263,7 @@ class _ThreadIo:
 
     async def send(self, request: httpx.Request, seconds: float) -> httpx.Response:
         self._check()
-        left = _TimeLeft(seconds)
+        left = self._left = _TimeLeft(seconds)
         request.extensions = {"timeout": left, "trace": self._trace}
         try:
             response = self._transport.handle_request(request)
@@ -271,8 +277,8 @@ class _ThreadIo:
         self._check()
         if seconds <= 0:
             raise TimeoutError
-        body, left = self._bodies[response]
-        left.begin(seconds)  # httpcore looks at it once, before the first bytes
+        body, self._left = self._bodies[response]
+        self._left.begin(seconds)
         try:
             return next(body, b"")
         except _FAILURES:
@@ -295,13 +301,26 @@ class _ThreadIo:
         self._transport.close()
 
     def _trace(self, event: str, info: Mapping[str, Any]) -> None:
-        """Store the socket of each new connection, for `end`. httpcore calls this method."""
+        """Store the socket of each new connection, for `end`, and limit the time of its reads.
+        httpcore calls this method."""
         if event.startswith("connection.") and event.endswith(".complete"):
-            made = getattr(info.get("return_value"), "get_extra_info", lambda _: None)("socket")
+            stream = info.get("return_value")
+            made = getattr(stream, "get_extra_info", lambda _: None)("socket")
             if isinstance(made, socket.socket):
+                stream.read = partial(self._read_in_time, stream.read)  # type: ignore[union-attr]  # it has a socket
                 self._sockets = [one for one in self._sockets if one.fileno() >= 0] + [made]
                 if self._ended:
                     _shut(made)
+
+    def _read_in_time(
+        self, read: Callable[[int, float], bytes], max_bytes: int, timeout: float | None = None
+    ) -> bytes:
+        """Read from a connection. httpcore looks at the timeout once, and then may read often: for
+        headers, each of whose bytes arrives alone."""
+        del timeout
+        if (left := self._left.seconds()) <= 0:
+            raise TimeoutError
+        return read(max_bytes, left)
 
 
 def _shut(one: socket.socket) -> None:
