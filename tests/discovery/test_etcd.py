@@ -623,6 +623,15 @@ def test_failures(servers, lists, watches, text):
         assert "etcd" in failure
 
 
+def test_password_that_is_repeated(servers):
+    """No error shows the password that a proxy repeats from the request for a token."""
+    (server,) = servers(lambda connection, request: says(500, request.body)(connection, request))
+    source = Etcd("/orders/", [server.url], "root", PASSWORD)
+    with pytest.raises(DiscoveryError, match="/v3/auth/authenticate with status 500") as caught:
+        source.watch(lambda _: None, lambda: None)
+    assert PASSWORD not in str(caught.value)
+
+
 def test_next_member(servers, dead_port):
     """A member that cannot be reached, or fails, is left for the next one, for lists and watches;
     what all refuse in the same way is asked of one only."""

@@ -116,6 +116,22 @@ def test_statuses(servers, carry_out, status, said):
     assert server.hits == 1
 
 
+def test_secrets_of_a_document(servers, carry_out):
+    """No error shows a password that the registry repeats from a document, and headers without
+    secrets are no token."""
+    behave = lambda connection, request: says(401, request.body)(connection, request)  # noqa: E731
+    (server,) = servers(behave)
+    password = 'hunt"er2'
+    api = session(server, common_headers={"x-leader": "true"}, secrets=[password])
+    with pytest.raises(StatusError) as caught:
+        carry_out(api, lambda: api.post("/", {"true": password}))
+    assert str(caught.value).endswith('refused the token (401): {"true":"..."}')
+    assert server.requests[0].headers["x-leader"] == "true"
+    api = session(server, common_headers={"x-leader": "true"})
+    with pytest.raises(StatusError, match=r"requires a token \(401\): true$"):
+        carry_out(api, lambda: api.post("/", True))
+
+
 def test_a_token_that_is_missing(servers, carry_out):
     """Without a token, a 401 says that the registry requires one."""
     (server,) = servers(says(401, b"<h1>\x00 denied"))

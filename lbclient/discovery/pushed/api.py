@@ -398,6 +398,8 @@ class RegistryApi:
     - `headers`: a function that returns the headers of a request, such as the one with the token.
       It is called for each request, so a token may change. Their values may be secret, so no error
       shows them. This attribute may be replaced during the session.
+    - `common_headers`: headers of each request that are not secret.
+    - `secrets`: other texts that no error may show, such as a password in a document.
     - `ca`: a file with the certificates to trust; None means the certificates that httpx trusts by
       default.
     - `ca_hint`: a text for errors that says how the user passes the file `ca`.
@@ -414,6 +416,8 @@ class RegistryApi:
         url: str,
         *,
         headers: Callable[[], Mapping[str, str]] = dict,
+        common_headers: Mapping[str, str] | None = None,
+        secrets: Iterable[str] = (),
         ca: str | os.PathLike[str] | None = None,
         ca_hint: str = "pass ca=",
         hints: Mapping[int, str] | None = None,
@@ -427,6 +431,9 @@ class RegistryApi:
         self._ca_hint = ca_hint
         self._hints = dict(hints or {})
         self._io: _Io | None = None
+        self._common_headers = {**_HEADERS, **(common_headers or {})}
+        # A registry may repeat a document, in which JSON escapes some characters.
+        self._own_secrets = {form for one in secrets for form in (one, json.dumps(one)[1:-1])}
         self._secrets: set[str] = set()
         self._next_turn = -math.inf
 
@@ -571,12 +578,12 @@ class RegistryApi:
         """Send a request. Returns the response, which must be released, if its status is one of
         `expect`."""
         io, headers = self._bound, self.headers()
-        self._secrets = set(_secret_parts(headers.values()))
+        self._secrets = {*_secret_parts(headers.values()), *self._own_secrets}
         request = httpx.Request(
             method,
             self.url + path,
             params=params,
-            headers={**_HEADERS, **headers},
+            headers={**self._common_headers, **headers},
             json=json,
         )
         try:

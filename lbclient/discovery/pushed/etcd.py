@@ -137,7 +137,14 @@ class Etcd(PushedSource):
 
     def session(self) -> RegistryApi:
         """Return a new session, with the first member."""
-        return RegistryApi("etcd", self.endpoints[0], ca=self.ca, hints=_HINTS)
+        return RegistryApi(
+            "etcd",
+            self.endpoints[0],
+            common_headers=_HEADERS,
+            secrets=[self.password] if self.password else (),
+            ca=self.ca,
+            hints=_HINTS,
+        )
 
     async def follow(self, api: RegistryApi, update: Update, alive: Alive) -> None:
         """Report all instances, and then each change, until the watch fails or is cancelled."""
@@ -325,7 +332,7 @@ class EtcdCluster:
         raise error if len(failures) == 1 else DiscoveryError("; ".join(map(str, failures)))
 
     def _headers(self) -> Mapping[str, str]:
-        return {**_HEADERS, "authorization": self._token} if self._token else _HEADERS
+        return {"authorization": self._token} if self._token else {}
 
 
 class Page(NamedTuple):
