@@ -99,8 +99,8 @@ class Engine:
         self.rng = rng
         self.lock: AbstractContextManager[object, bool | None] = lock
         self.owners: set[SlotOwner] = set()
-        """One `SlotOwner` for each object, such as a response, that was given to the user and still
-        holds a slot."""
+        """One `SlotOwner` for each object that was given to the user and still holds a slot, such
+        as a response."""
         self.deferred_releases: deque[SlotOwner] = deque()
         """Owners whose objects were garbage collected, and whose slots are still to be given back.
         Garbage collection may happen at any time, even while the lock is held, so the slots are

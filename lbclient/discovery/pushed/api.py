@@ -226,7 +226,7 @@ class _TimeLeft(dict[str, float]):
         return max(_SHORTEST, self.seconds())
 
     def seconds(self) -> float:
-        """Return the seconds that are left; a negative number after their end."""
+        """Return the seconds that are left. The result is negative once the time is over."""
         return self._until - time.monotonic()
 
 
@@ -315,8 +315,9 @@ class _ThreadIo:
     def _read_in_time(
         self, read: Callable[[int, float], bytes], max_bytes: int, timeout: float | None = None
     ) -> bytes:
-        """Read from a connection. httpcore looks at the timeout once, and then may read often: for
-        headers, each of whose bytes arrives alone."""
+        """Read from a connection, within the time that is left. httpcore reads the timeout once,
+        and may then read from the connection many times, for example if each byte of the headers
+        arrives separately."""
         del timeout
         if (left := self._left.seconds()) <= 0:
             raise TimeoutError
@@ -398,7 +399,7 @@ class RegistryApi:
     - `headers`: a function that returns the headers of a request, such as the one with the token.
       It is called for each request, so a token may change. Their values may be secret, so no error
       shows them. This attribute may be replaced during the session.
-    - `common_headers`: headers of each request that are not secret.
+    - `common_headers`: further headers of each request. Their values are not secret.
     - `secrets`: other texts that no error may show, such as a password in a document.
     - `ca`: a file with the certificates to trust; None means the certificates that httpx trusts by
       default.
@@ -432,7 +433,7 @@ class RegistryApi:
         self._hints = dict(hints or {})
         self._io: _Io | None = None
         self._common_headers = {**_HEADERS, **(common_headers or {})}
-        # A registry may repeat a document, in which JSON escapes some characters.
+        # A registry may repeat a JSON document in an error. There some characters are escaped.
         self._own_secrets = {form for one in secrets for form in (one, json.dumps(one)[1:-1])}
         self._secrets: set[str] = set()
         self._next_turn = -math.inf

@@ -281,7 +281,7 @@ class _Slices:
             refused = [*refused[:_MOST], RejectedRecord(more, "not listed one by one")]
         if not found:
             refused.append(RejectedRecord(self._name, self._why_none(slices)))
-        return answer_of_distinct(found.values(), refused)  # each has its own address and port
+        return answer_of_distinct(found.values(), refused)  # no two have the same address and port
 
     def _join(self, slices: Iterable[_Slice], instances: dict[str, Instance]) -> None:
         """Join the IPv6 address of a pod with its IPv4 address, so that a pod is one instance."""

@@ -48,7 +48,8 @@ _LONGEST_TTL = 2**31 - 1  # RFC 2181, 8
 _SHORTEST = 1.0
 """Seconds from a failed renewal to the next one, at least."""
 _LEAST = 0.5
-"""Seconds for the removal of a record, even if a change that was under way has taken all."""
+"""The minimum number of seconds for the removal of a record, even if a change under way has used up
+the timeout."""
 
 REGISTRARS: dict[type, Callable[[Any, RegistrarOptions], Registrar]] = {
     Consul: ConsulRegistrar,
@@ -140,7 +141,8 @@ class RegisteredRecord:
                 raise
 
     def leave(self) -> None:
-        """Remove the record, within `timeout` seconds, of which a change under way takes a part.
+        """Remove the record. This normally takes at most `timeout` seconds, including the wait for
+        a change under way.
 
         May be called more than once. A failure is logged.
         """
@@ -320,8 +322,9 @@ class Registration:
     def _carry_out(self, change: Callable[[], None]) -> None:
         """Carry out a change, and wait for it.
 
-        An exception of a signal handler may come on this thread between any two steps, and httpx's
-        pool of connections would then keep its lock forever. So httpx is used on another thread.
+        A signal handler may raise an exception on this thread between any two steps. If this
+        happens in httpx's connection pool, the lock of the pool is never released. So httpx is used
+        on another thread.
         """
         if self._uses_httpx:
             _on_a_thread(change)
@@ -349,7 +352,8 @@ class Registration:
 
 
 def _on_a_thread(change: Callable[[], None]) -> None:
-    """Run `change` on a thread, and wait for it. It goes on if the wait is interrupted."""
+    """Run `change` on a thread, and wait for its end. If the wait is interrupted, the thread
+    continues."""
     outcome: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
     def run() -> None:
