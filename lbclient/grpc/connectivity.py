@@ -47,6 +47,8 @@ class Connectivity:
         """The thread that looks for changes holds this lock."""
         self._connect = False
         """True if a subscriber has asked for a connection, and no connection has been made yet."""
+        self._accepted = False
+        """True if an instance has accepted a connection since one was asked for."""
         self._unattended_until = -math.inf
         """Until this time, the thread tries to connect although there is no callback."""
         fork.track(self)
@@ -66,9 +68,11 @@ class Connectivity:
     def connect(self) -> None:
         """Start a thread that connects to an instance. The thread ends once it is connected, or
         soon after the last code that waits for the connection has stopped waiting."""
-        if not self._binding.closed:
-            self._unattended_until = time.monotonic() + _UNATTENDED
-            self._begin_polling()
+        if self._binding.closed or (self._accepted and self.state() is State.READY):
+            return
+        self._accepted = False
+        self._unattended_until = time.monotonic() + _UNATTENDED
+        self._begin_polling()
 
     def attend(self) -> None:
         """Let the thread of `connect` go on, since the caller waits for a change."""
@@ -85,6 +89,7 @@ class Connectivity:
                 break
             with contextlib.suppress(OSError):
                 connects(endpoint, Expiry(time.monotonic() + _CONNECT, time.monotonic))
+                self._accepted = True
                 self._connect, self._unattended_until = False, -math.inf
                 return True
         return False

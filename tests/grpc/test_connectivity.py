@@ -53,7 +53,7 @@ def test_the_thread_ends_once_it_is_connected(address):
         state = channel.get_state(try_to_connect=True)
         while state is not State.READY:
             await channel.wait_for_state_change(state)
-            state = channel.get_state()
+            state = channel.get_state(try_to_connect=True)  # READY, once it is connected
         await asyncio.to_thread(until, lambda: not watching())
         assert channel.get_state() is State.READY
         await channel.close()
