@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from importlib import import_module
 from typing import Any, cast
@@ -206,7 +207,9 @@ def _as_urls(service: Service, *, secure: bool) -> Service:
     if isinstance(service, str):
         return cast("Service", _url(service, secure=secure))
     if isinstance(service, Composite):
-        return type(service)(*(_as_urls(one, secure=secure) for one in service.services))
+        own = copy(service)  # with its other arguments, such as patience
+        own.services = tuple(_as_urls(one, secure=secure) for one in service.services)
+        return own
     if isinstance(service, Iterable) and not isinstance(cast("object", service), bytes | bytearray):
         return cast("Service", [_url(one, secure=secure) for one in service])
     return service

@@ -118,6 +118,16 @@ def test_a_resolver(rpc_servers, rpcs):
     assert [one.instance.port for one in known] == [second.port]
 
 
+def test_a_composite_keeps_its_arguments(rpc_servers, rpcs):
+    """With `patience=0`, a part that fails is replaced at once, also if the parts are addresses."""
+    first, second = rpc_servers(2)
+    resolver = Changing(first)
+    channel = rpcs(FirstOf(resolver, [second.address], patience=0), min_refresh=0.05)
+    assert reached(channel) == {str(first.port)}
+    resolver.servers = ()
+    until(lambda: reached(channel, 2) == {str(second.port)})
+
+
 def test_a_stream_of_an_instance_that_has_left(rpc_servers, rpcs):
     """A stream goes on although discovery has removed its instance."""
     first, second = rpc_servers(2)
