@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pickle
@@ -584,6 +585,32 @@ def test_names_that_do_not_exist(start, monkeypatch):
     start(Lines("http://registry.invalid"), seen)
     said = "Registry at http://registry.invalid cannot be reached: Name or service not known"
     assert str(seen.next()) == said
+
+
+def test_lookup_that_fails_after_its_watch(monkeypatch, caplog):
+    """A lookup that fails after its watch was cancelled logs nothing."""
+    asked, cancelled = threading.Event(), threading.Event()
+    threads = []
+
+    def fails(host, *_):
+        if host == b"slow.invalid":
+            threads.append(threading.current_thread())
+            asked.set()
+            cancelled.wait(20)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fails)
+    seen = Watched()
+    cancel = Lines("http://slow.invalid").start(seen.update, seen.alive, seen.ended)
+    assert asked.wait(20)
+    cancel()
+    assert seen.next() is None
+    cancelled.set()
+    threads[0].join(20)
+    Lines("http://other.invalid").start(seen.update, seen.alive, seen.ended)
+    assert isinstance(seen.next(), DiscoveryError)  # so the shared loop has had the failure, too
+    gc.collect()
+    assert not [one for one in caplog.records if one.name == "asyncio"]
 
 
 def test_a_forked_child_starts_again(servers):

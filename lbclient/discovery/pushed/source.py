@@ -15,6 +15,7 @@ import socket
 import threading
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lbclient._internal import fork
@@ -206,8 +207,12 @@ class _Loop(asyncio.SelectorEventLoop):
                 target=self._look_up, args=(question, answer), name="lbclient-registry", daemon=True
             ).start()
             self._lookups[question] = answer
-            answer.add_done_callback(lambda _: self._lookups.pop(question))
+            answer.add_done_callback(partial(self._forget, question))
         return await asyncio.shield(answer)
+
+    def _forget(self, question: tuple[Any, ...], answer: asyncio.Future[Any]) -> None:
+        del self._lookups[question]
+        answer.exception()  # asyncio would log an error for which no watch waits any more
 
     def _look_up(self, question: tuple[Any, ...], answer: asyncio.Future[Any]) -> None:
         block_signals()
