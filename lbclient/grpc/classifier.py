@@ -110,11 +110,15 @@ def never_sent(error: grpc.RpcError, *, connected: Callable[[], bool]) -> bool:
     return True
 
 
-def mark_expired(error: grpc.RpcError) -> None:
+def mark_expired(error: grpc.RpcError, *, begun: bool = False) -> None:
     """Mark the error of an attempt that a deadline of lbclient has ended, and name its fault by its
-    status."""
+    status.
+
+    `begun` is True if the caller had received a part of the response. Then the instance is not at
+    fault: a stream may last until its deadline although every message arrives in time.
+    """
     setattr(error, FAULT_NAME, error.code().name)
-    setattr(error, _EXPIRED, True)
+    setattr(error, _EXPIRED, _FINE if begun else _FAULT)
 
 
 def is_of_the_caller(error: grpc.RpcError) -> bool:
@@ -125,6 +129,12 @@ def is_of_the_caller(error: grpc.RpcError) -> bool:
 def was_unsent(error: object) -> bool:
     """True if `never_sent` has marked this outcome."""
     return getattr(error, _UNSENT, False)
+
+
+def _expired(error: grpc.RpcError) -> Verdict | None:
+    """Return the verdict on an error that `mark_expired` has marked."""
+    verdict: Verdict | None = getattr(error, _EXPIRED, None)
+    return verdict
 
 
 class GrpcClassifier:
@@ -140,8 +150,8 @@ class GrpcClassifier:
             return _FINE
         if was_unsent(outcome):
             return _never_sent(outcome.details() or "")
-        if getattr(outcome, _EXPIRED, False):
-            return _FAULT
+        if (expired := _expired(outcome)) is not None:
+            return expired
         return self._status(outcome)
 
     def _status(self, error: grpc.RpcError) -> Verdict:
@@ -188,8 +198,8 @@ def classified(classify: Classifier, outcome: object) -> Verdict:
         return classify(outcome)
     if was_unsent(outcome):
         return _never_sent(outcome.details() or "")
-    if getattr(outcome, _EXPIRED, False):
-        return _FAULT
+    if (expired := _expired(outcome)) is not None:
+        return expired
     return _pushed_back(classify(outcome), outcome)
 
 

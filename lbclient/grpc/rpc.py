@@ -97,13 +97,18 @@ def is_from_server(
     if never_sent(error, connected=subchannel.connected):
         subchannel.failed = True
         return False
-    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+    if not _ended_by_deadline(attempt, error):
         return True
-    if attempt.expiry is None or attempt.expiry.left() >= _EARLY:
-        return True
-    attempt.expiry.noticed()
+    if attempt.expiry is not None:
+        attempt.expiry.noticed()
     mark_expired(error)
     return False
+
+
+def _ended_by_deadline(attempt: protocol.Attempt[Any], error: grpc.RpcError) -> bool:
+    if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED or attempt.expiry is None:
+        return False
+    return attempt.expiry.left() < _EARLY
 
 
 class BaseMultiCallable:
@@ -303,6 +308,8 @@ class BaseRpc:
             if error is not None:
                 self.final = error
                 attempt.status = Code(error.code())
+                if _ended_by_deadline(attempt, error):
+                    mark_expired(error, begun=True)
                 if self._call is not None:
                     records = *self._call.info().attempts[:-1], attempt.info()
                     protocol.explain(error, protocol.CallInfo(records, "streaming"))

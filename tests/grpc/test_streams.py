@@ -412,6 +412,23 @@ def test_the_error_of_a_stream_tells_its_attempts(rpc_servers, rpcs, method, req
     assert channel.in_flight() == 0
 
 
+@STREAMS
+@pytest.mark.parametrize("judge", [None, lambda _: lbclient.Verdict(fault=True)])
+def test_a_stream_that_reaches_its_deadline(rpc_servers, rpcs, method, requests, judge):
+    """A stream that reaches its caller's deadline after its first message charges no instance."""
+    (server,) = rpc_servers()
+    channel = rpcs([server], judge=judge, breaker=None)
+    list(channel.begin(method, requests(drip(0))))  # connects
+    before = failures(channel)
+    call = channel.begin(method, requests(drip(0, 60)), timeout=0.4)
+    assert call.read().server_id == str(server.port)
+    with pytest.raises(grpc.RpcError) as caught:
+        call.read()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert failures(channel) == before
+    assert channel.in_flight() == 0
+
+
 def test_a_message_just_before_an_error(rpc_servers, rpcs, monkeypatch):
     """A caller gets a message that arrived before the error of its stream, also if the error is
     known when the message is passed on."""
