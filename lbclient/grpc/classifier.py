@@ -53,9 +53,10 @@ _OF_THE_CALLER = {
     "Exception serializing request!",
     "Exception deserializing response!",
     "Exception iterating requests!",
+    "Invalid metadata",
 }
-"""The details of the status if gRPC has ended the RPC because a function of the caller raised an
-exception."""
+"""The details of the status if gRPC itself has ended the RPC because a function of the caller
+raised an exception, or because the caller's metadata is invalid."""
 _PUSHBACK = "grpc-retry-pushback-ms"
 
 
@@ -122,7 +123,8 @@ def mark_expired(error: grpc.RpcError, *, begun: bool = False) -> None:
 
 
 def is_of_the_caller(error: grpc.RpcError) -> bool:
-    """True if a function of the caller has raised an exception, such as a deserializer."""
+    """True if a function of the caller, such as a deserializer, has raised an exception, or if the
+    caller's metadata is invalid."""
     return (error.details() or "") in _OF_THE_CALLER
 
 
@@ -187,8 +189,8 @@ def _pushback(metadata: Iterable[Any] | None) -> float | None:
 def classified(classify: Classifier, outcome: object) -> Verdict:
     """Call a user's classifier with the response or the `grpc.RpcError`.
 
-    The user's classifier is not called for a stream that has begun, since its messages cannot be
-    taken back. It is not called either for an RPC that was never sent, or that a deadline of
+    The user's classifier is not called for the messages of a stream, since these cannot be taken
+    back. It is not called either for an RPC that was never sent, or that a deadline of
     lbclient has ended. If the server sends `grpc-retry-pushback-ms`, this is respected in addition
     to the verdict.
     """

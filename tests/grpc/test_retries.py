@@ -206,6 +206,23 @@ def test_a_request_that_cannot_be_serialized_charges_nobody(rpc_servers, rpcs, k
     assert (one.failures, one.in_flight, server.calls) == (0, 0, 0)
 
 
+def test_invalid_metadata_charges_nobody(rpc_servers, rpcs):
+    """Metadata that gRPC refuses ends the RPC, which is not retried, and no instance is charged."""
+    (server,) = rpc_servers()
+    channel = rpcs([server])
+    requests = {
+        "StreamingOutputCall": messages.StreamingOutputCallRequest(),
+        "FullDuplexCall": iter([messages.StreamingOutputCallRequest()]),
+    }
+    for method, request in requests.items():
+        call = channel.begin(method, request, metadata=(("UPPER", "case"),))
+        with pytest.raises(grpc.RpcError, match="Invalid metadata") as caught:
+            call.read()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+    (one,) = channel.balancer.snapshot().instances
+    assert (one.failures, one.in_flight, server.calls) == (0, 0, 0)
+
+
 def test_a_judge_has_no_say_in_what_was_never_sent(rpc_servers, rpcs):
     """With a `judge` too, an RPC that was never sent goes to another instance whatever its method,
     and a negative pushback ends the retries."""
