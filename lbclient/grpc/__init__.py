@@ -1,7 +1,7 @@
 """gRPC: channels of grpcio that balance RPCs over all instances of a service.
 
-with lbclient.grpc.channel("grpc+srv://orders.example.com") as channel:
-    order = OrdersStub(channel).Get(OrderRequest(id=42), timeout=2.0)
+    with lbclient.grpc.channel("grpc+srv://orders.example.com") as channel:
+        order = OrdersStub(channel).Get(OrderRequest(id=42), timeout=2.0)
 
 `lbclient.grpc.aio.channel` is the same for asyncio.
 """

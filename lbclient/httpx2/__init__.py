@@ -1,8 +1,8 @@
 """Clients and transports for httpx2. They work like the clients and transports of `lbclient` for
 httpx.
 
-with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
-    order = client.get("/orders/42").json()
+    with lbclient.httpx2.Client("http+srv://orders.example.com") as client:
+        order = client.get("/orders/42").json()
 
 The source is `lbclient/http`, loaded a second time. The files of that folder import each other by
 relative imports, and import the HTTP library from `._compat`, the only file that differs. The

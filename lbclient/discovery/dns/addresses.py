@@ -316,7 +316,8 @@ class _Waiting:
     def __init__(self, questions: Iterable[Question], expected: set[Question]) -> None:
         self.questions = set(questions)
         self.unknown = Counter(one.name for one in self.questions)
-        """Maps each name without a usable address so far to the number of its questions."""
+        """For each name that has no usable address yet: the number of its questions that are still
+        unanswered."""
         self._expected = self.questions & expected
         self._found = False
 

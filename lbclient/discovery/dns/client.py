@@ -159,7 +159,8 @@ def dns_by(nameservers: Iterable[str] | None, clock: Callable[[], float]) -> Dns
 
 
 def _place(nameserver: dns.nameserver.Nameserver | str) -> tuple[str, int]:
-    """The address and port of a nameserver. The system's configuration has only addresses."""
+    """Return the address and port of a nameserver. A nameserver of the system's configuration is
+    only an address, so its port is 53."""
     if isinstance(nameserver, str):
         return nameserver, _PORT
     return nameserver.answer_nameserver(), nameserver.answer_port()
