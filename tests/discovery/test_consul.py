@@ -49,6 +49,7 @@ from tests.support.consul import Agent, encoded, parse_policy
 from tests.support.dns import Liar
 from tests.support.http import Server, tells_port
 from tests.support.slow import slow_rows
+from tests.support.watchers import until
 
 TOKEN = "b1gs33cr3t-token"
 VARIABLES = (
@@ -1006,10 +1007,10 @@ def test_refused_addresses(agent, servers, kind, caplog):
         traffic.until({good.port})
         agent.mark("bad", "critical")
         agent.mark("bad", "passing")
+        until(lambda: "127.0.0.2 is loopback; pass allow=" in caplog.text)
         traffic.more()
         assert {outcome for _, outcome in traffic.outcomes} == {good.port}
         assert not bad.accepted
-    assert "127.0.0.2 is loopback; pass allow=" in caplog.text
     assert "169.254.169.254 is a cloud metadata address" in caplog.text
 
 
