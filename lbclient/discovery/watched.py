@@ -85,7 +85,7 @@ class ThreadWatcher(BackgroundWatcher):
         if iscoroutinefunction(watcher.watch):
             kind = type(watcher).__name__
             raise TypeError(f"service must not have a coroutine function watch() ({kind})")
-        self.name = type(watcher).__name__
+        self.name: str = type(watcher).__name__
         self._watcher = watcher
         self._close = _Close(watcher)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import grpc
 
@@ -29,7 +29,7 @@ from lbclient.grpc.connectivity import Connectivity
 from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineInterceptor
 from lbclient.grpc.event_loops import AioRpc
 from lbclient.grpc.options import ChannelOptions
-from lbclient.grpc.rpc import BaseMultiCallable
+from lbclient.grpc.rpc import BaseMultiCallable, BaseRpc
 from lbclient.grpc.subchannels import Method, SubChannel, SubChannels, claim_grpc, opened
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def channel(
 class MultiCallable(BaseMultiCallable):
     """The RPCs of one method."""
 
-    rpc = AioRpc
+    rpc: ClassVar[type[BaseRpc]] = AioRpc
 
 
 class UnaryUnary(MultiCallable, bases.AioUnaryUnary):
     """One request, one response."""
 
-    kind = UnaryUnaryCall
+    kind: Any = UnaryUnaryCall
 
     def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Begin an RPC, and return its call."""
@@ -92,7 +92,7 @@ class UnaryUnary(MultiCallable, bases.AioUnaryUnary):
 class UnaryStream(MultiCallable, bases.AioUnaryStream):
     """One request, a stream of responses."""
 
-    kind = UnaryStreamCall
+    kind: Any = UnaryStreamCall
 
     def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Begin an RPC, and return its call."""
@@ -102,7 +102,7 @@ class UnaryStream(MultiCallable, bases.AioUnaryStream):
 class StreamUnary(MultiCallable, bases.AioStreamUnary):
     """A stream of requests, one response."""
 
-    kind = StreamUnaryCall
+    kind: Any = StreamUnaryCall
 
     def __call__(self, request_iterator: Any = None, *arguments: Any, **options: Any) -> Any:
         """Begin an RPC, and return its call."""
@@ -112,7 +112,7 @@ class StreamUnary(MultiCallable, bases.AioStreamUnary):
 class StreamStream(MultiCallable, bases.AioStreamStream):
     """A stream of requests, a stream of responses."""
 
-    kind = StreamStreamCall
+    kind: Any = StreamStreamCall
 
     def __call__(self, request_iterator: Any = None, *arguments: Any, **options: Any) -> Any:
         """Begin an RPC, and return its call."""

@@ -97,8 +97,8 @@ class AioRpc(BaseRpc):
         """Handle the end of an attempt. gRPC calls this method in the event loop."""
         code = _now(inner.code, grpc.StatusCode.UNKNOWN)
         good = code is grpc.StatusCode.OK
-        if inner is not self._timed_out:
-            self.cancelled = self.cancelled or inner.cancelled()
+        if inner is not self._timed_out and inner.cancelled():
+            self.cancelled = True
         if (reports := self._owner.load_reports) is not None:
             reports.record(attempt.endpoint, _now(inner.trailing_metadata, grpc.aio.Metadata()))
         if self._committed:

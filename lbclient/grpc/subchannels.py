@@ -91,11 +91,19 @@ class _Process:
 
 
 _process = _Process()
-claim_grpc = _process.claim
-"""Record that gRPC is used, on threads or in an event loop. Raises RuntimeError in a forked child
-in which gRPC would block."""
-opened = _process.opened
-"""Record a new channel of gRPC, and return it."""
+
+
+def claim_grpc(*, on_loop: bool) -> None:
+    """Record that gRPC is used, on threads or in an event loop.
+
+    Raises RuntimeError in a forked child in which gRPC would block.
+    """
+    _process.claim(on_loop=on_loop)
+
+
+def opened(channel: Any) -> Any:
+    """Record a new channel of gRPC, and return it."""
+    return _process.opened(channel)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import grpc
 
@@ -22,6 +22,7 @@ from lbclient.grpc.errors import BalancingError
 from lbclient.grpc.rpc import (
     AGAIN,
     BaseMultiCallable,
+    BaseRpc,
     is_from_server,
     is_waited_for,
     time_for,
@@ -35,8 +36,8 @@ __all__ = ["BalancedChannel"]
 class MultiCallable(BaseMultiCallable):
     """The RPCs of one method."""
 
-    rpc = Rpc
-    kind = RpcCall
+    rpc: ClassVar[type[BaseRpc]] = Rpc
+    kind: Any = RpcCall
 
     def __init__(self, adapter: Adapter, subchannels: SubChannels, method: Method) -> None:
         super().__init__(adapter, subchannels.to, method)
@@ -160,7 +161,7 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
 class UnaryStream(MultiCallable, bases.UnaryStream):
     """One request, a stream of responses."""
 
-    kind = StreamCall
+    kind: Any = StreamCall
 
     def __call__(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Send the request, and return the responses."""
@@ -170,7 +171,7 @@ class UnaryStream(MultiCallable, bases.UnaryStream):
 class StreamStream(MultiCallable, bases.StreamStream):
     """A stream of requests, a stream of responses."""
 
-    kind = StreamCall
+    kind: Any = StreamCall
 
     def __call__(self, request_iterator: Iterator[Any], *arguments: Any, **options: Any) -> Any:
         """Send the requests, and return the responses."""

@@ -423,10 +423,10 @@ class RegistryApi:
         ca_hint: str = "pass ca=",
         hints: Mapping[int, str] | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
         self.headers = headers
         self.clock: Callable[[], float] = time.monotonic
-        self.rng = random.Random()  # noqa: S311  # used to spread requests in time, not for secrets
+        self.rng: random.Random = random.Random()  # noqa: S311  # used to spread requests in time, not for secrets
         self._registry = registry
         self._ca = None if ca is None else os.fspath(ca)
         self._ca_hint = ca_hint

@@ -94,9 +94,9 @@ class Consul(PushedSource):
         self.name: str = validation.host("service (its name in Consul)", service)
         self.service = service
         self.address = address
-        self.tag = _word("tag", tag)
-        self.dc = _word("dc", dc)
-        self.near = _word("near", near)
+        self.tag: str | None = _word("tag", tag)
+        self.dc: str | None = _word("dc", dc)
+        self.near: str | None = _word("near", near)
         if not isinstance(passing, bool):
             raise TypeError(f"passing must be True or False, not {validation.shown(passing)}")
         self.passing = passing

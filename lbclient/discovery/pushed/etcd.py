@@ -113,15 +113,17 @@ class Etcd(PushedSource):
         password: str | None = None,
         ca: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.prefix = _prefix(prefix)
-        self.name = self.prefix.rstrip("/").rpartition("/")[2]
-        self.endpoints = _members(endpoints)
+        self.prefix: str = _prefix(prefix)
+        self.name: str = self.prefix.rstrip("/").rpartition("/")[2]
+        self.endpoints: tuple[str, ...] = _members(endpoints)
+        self.user: str | None
+        self.password: str | None
         self.user, self.password = _account(user, password)
         if ca is None:
             ca = os.environ.get("ETCDCTL_CACERT") or None
         elif not isinstance(ca, str | os.PathLike):
             raise TypeError(f"ca must be a path, not {type(ca).__name__}")
-        self.ca = None if ca is None else os.fspath(ca)
+        self.ca: str | None = None if ca is None else os.fspath(ca)
 
     def __repr__(self) -> str:
         return f"<Etcd {self if hasattr(self, 'endpoints') else ''}>"
@@ -364,10 +366,10 @@ class Keys:
     """The keys under a prefix, and the instance that each key describes."""
 
     def __init__(self) -> None:
-        self.cluster_id = ""
-        self.revision = 0
+        self.cluster_id: str = ""
+        self.revision: int = 0
         """All changes up to this revision have been applied."""
-        self.changed = False
+        self.changed: bool = False
         """True if a key has changed since the last answer."""
         self._values: dict[bytes, bytes] = {}
         self._instances: dict[bytes, Instance] = {}
