@@ -126,7 +126,7 @@ def _add_resolve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add.add_argument(
         "--within",
         metavar="DOMAIN",
-        help="refuse SRV targets outside this domain",
+        help="refuse SRV targets, and host names of a registry, outside this domain",
     )
     add.add_argument(
         "--family",

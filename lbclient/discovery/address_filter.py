@@ -53,10 +53,11 @@ _THIS_HOST = IPv4Network("0.0.0.0/8")
 
 
 class AddressFilter:
-    """Checks addresses and, with `within`, the names of SRV targets.
+    """Checks addresses and, with `within`, the host names of instances.
 
     - `allow`: networks such as `"127.0.0.0/8"` that are allowed.
-    - `within`: a domain that SRV targets must belong to (MongoDB's rule for SRV).
+    - `within`: a domain that the targets of SRV records (MongoDB's rule for SRV), and the hosts
+      that a registry reports, must belong to. Hosts that are addresses are not concerned.
 
     Raises ValueError or TypeError for a value that is not a network or a domain.
     """
@@ -66,7 +67,7 @@ class AddressFilter:
             raise TypeError(f"allow must contain networks such as '127.0.0.0/8', not {allow!r}")
         names = [allow] if isinstance(allow, str) else list(allow)
         self._allowed = [_network(name) for name in names]
-        self._within = within
+        self.within = within
 
     def vet(self, addresses: Iterable[str]) -> tuple[list[str], list[str]]:
         """Return the addresses that are allowed, and the reasons why the other addresses are
@@ -99,10 +100,11 @@ class AddressFilter:
         return any(address in network for network in self._allowed)
 
     def refuses_name(self, target: str) -> str | None:
-        """Return why this SRV target is refused. Returns None if the target is allowed."""
-        if self._within is None or f".{target}".endswith(f".{self._within}"):
+        """Return why this host name is refused: the target of an SRV record, or a host that a
+        registry reports. Returns None if the name is allowed."""
+        if self.within is None or f".{target}".endswith(f".{self.within}"):
             return None
-        return f"it is not within the domain {self._within}"
+        return f"it is not within the domain {self.within}"
 
 
 def _network(name: object) -> IPv4Network | IPv6Network:

@@ -154,6 +154,27 @@ def test_names_of_other_domains(liar):
     assert not liar.asked("a.test")
 
 
+def test_names_with_addresses_of_other_domains():
+    """With `within`, a name of another domain is refused even if the registry also reports
+    addresses, which another instance may have, too. Hosts that are addresses are not refused."""
+    checker = Checked(within="example.com")
+    shared = ("10.0.0.9",)
+    given = Answer(
+        [
+            Instance("a.example.com", 80, addresses=shared),
+            Instance("evil.test", 80, addresses=shared),
+            Instance("10.0.0.9", 81, addresses=shared),
+        ]
+    )
+    for _ in range(2):
+        checked = checker.check(given)
+        assert [one.host for one in checked.instances] == ["a.example.com", "10.0.0.9"]
+        assert reasons(checked) == {"evil.test:80": "it is not within the domain example.com"}
+    checked = checker.check(by_address("evil.test", addresses=("10.0.0.8",)))
+    assert not checked.instances
+    assert list(reasons(checked)) == ["evil.test:80"]
+
+
 def test_an_update_does_not_wait_for_names(liar):
     """While a name is looked up, the other instances are used; a lookup that is over is told."""
     liar.fault(nxdomain)

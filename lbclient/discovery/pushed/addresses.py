@@ -92,6 +92,7 @@ class AddressChecker:
     def check(self, answer: Answer) -> Answer:
         """Return an answer with the instances that may be called. Returns `answer` itself if all of
         them may be called unchanged."""
+        answer = self._within(answer)
         fine = self._fine
         doubtful = [one for one in answer.instances if (one.addresses or one.host) not in fine]
         if not doubtful:
@@ -101,6 +102,23 @@ class AddressChecker:
         self._look_up(names, answer)
         self._forget_others(answer)
         return self._usable(answer, names)
+
+    def _within(self, answer: Answer) -> Answer:
+        """Return the answer without the hosts that are names outside of the domain `within`, even
+        if they have addresses."""
+        if self._address_filter.within is None:
+            return answer
+        reasons = {
+            one: reason
+            for one in answer.instances
+            if (reason := self._address_filter.refuses_name(one.host)) is not None
+            and not validation.is_address(one.host)
+        }
+        if not reasons:
+            return answer
+        instances = [one for one in answer.instances if one not in reasons]
+        refused = [RejectedRecord(str(one), reason) for one, reason in reasons.items()]
+        return Answer(instances, answer.ttl, [*answer.refused, *refused])
 
     def _vet(self, instances: Iterable[Instance]) -> None:
         for one in instances:
@@ -173,9 +191,7 @@ class AddressChecker:
         now, due = self._clock(), []
         for name in names:
             known = self._checked.get(name)
-            if known is None and (reason := self._address_filter.refuses_name(name)) is not None:
-                self._checked[name] = _Checked((), (reason,))
-            elif known is None or known.until <= now:
+            if known is None or known.until <= now:
                 due.append(name)
         if due and not self.under_way:
             self.under_way = True
