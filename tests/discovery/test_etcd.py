@@ -632,6 +632,20 @@ def test_password_that_is_repeated(servers):
     assert PASSWORD not in str(caught.value)
 
 
+@pytest.mark.parametrize("token", ["S3CRET\nof etcd", "S3CRET\xf6"])
+def test_token_that_cannot_be_sent(servers, token):
+    """A token that a header cannot contain is a failure of etcd, which does not show it."""
+    (server,) = servers(says(200, json.dumps({"token": token}).encode()))
+    source = Etcd("/orders/", [server.url], "root", PASSWORD)
+    with pytest.raises(DiscoveryError, match="a token that a header cannot contain") as caught:
+        source.watch(lambda _: None, lambda: None)
+    assert "S3CRET" not in str(caught.value)
+    with pytest.raises(RegistrationError, match="a token that a header cannot contain") as failed:
+        Registration("orders", ME, via=source).__enter__()
+    assert "S3CRET" not in str(failed.value)
+    assert server.hits == 2
+
+
 def test_next_member(servers, dead_port):
     """A member that cannot be reached, or fails, is left for the next one, for lists and watches;
     what all refuse in the same way is asked of one only."""

@@ -133,6 +133,78 @@ def test_secrets_of_a_document(servers, carry_out):
         carry_out(api, lambda: api.post("/", True))
 
 
+def test_secrets_in_each_form_of_json(servers, carry_out):
+    """No error shows a password with letters that JSON may contain as they are, or escaped."""
+    password = 'p\xe4"ss'
+    body = b" ".join(json.dumps(password, ensure_ascii=one).encode() for one in (True, False))
+    (server,) = servers(says(500, body))
+    api = session(server, secrets=[password])
+    with pytest.raises(StatusError, match=r'status 500: "\.\.\." "\.\.\."$'):
+        carry_out(api, lambda: api.post("/"))
+
+
+def test_an_earlier_token(servers, carry_out):
+    """No error shows the token of an earlier request, which may still be under way."""
+    (server,) = servers(says(200, b"{}"))
+    tokens = iter(["s3cr3t-a", "s3cr3t-b"])
+    api = session(server, headers=lambda: {"x-token": next(tokens)})
+
+    async def twice():
+        await api.get("/")
+        await api.get("/")
+        return api.clean("no s3cr3t-a and no s3cr3t-b")
+
+    assert carry_out(api, twice) == "no ... and no ..."
+
+
+def test_requests_that_cannot_be_encoded(servers, carry_out):
+    """A token or a text of the registry that a request cannot contain is a DiscoveryError, which
+    does not show it."""
+    (server,) = servers(says(200, b"{}"))
+    token = "s3cr3t-t\xf6k3n"
+    for headers, params, document in [
+        ({"authorization": token}, None, None),
+        ({}, {"continue": "s3cr3t-\ud800"}, None),
+        ({}, None, {"ID": "s3cr3t-\ud800"}),
+        ({}, {"continue": "s3cr3t-" + "x" * 70_000}, None),
+    ]:
+        api = session(server, headers=lambda headers=headers: headers)
+        with pytest.raises(DiscoveryError, match="cannot be asked: a part of the requ") as caught:
+            carry_out(api, lambda api=api, p=params, d=document: api.post("/", d, p))
+        assert "s3cr3t" not in repr(caught.value)
+        assert caught.value.__context__ is None
+    assert not server.hits
+
+
+def test_an_explanation_that_does_not_end(servers, carry_out, monkeypatch):
+    """The body of an unexpected status is read only in the time that is left for the request, and
+    the error has the status without the body."""
+
+    def refuses(connection, _):
+        now[0] += 3
+        connection.send(head(500, {"Content-Length": "5"}) + b"w")
+        connection.server.stopping.wait()
+
+    (server,) = servers(refuses)
+    api, now, left = session(server), [100.0], []
+    api.clock = lambda: now[0]
+    reads = api_module._LoopIo.read, api_module._ThreadIo.read
+
+    async def read(io, response, seconds):
+        left.append(seconds)
+        return await reads[isinstance(io, api_module._ThreadIo)](io, response, min(seconds, 0.05))
+
+    monkeypatch.setattr(api_module._LoopIo, "read", read)
+    monkeypatch.setattr(api_module._ThreadIo, "read", read)
+    with pytest.raises(StatusError, match=r"GET /x with status 500$"):
+        carry_out(api, lambda: api.get("/x", timeout=4))
+    assert max(left) == 1
+    left.clear()
+    with pytest.raises(StatusError):
+        carry_out(api, lambda: api.get("/x", timeout=300))
+    assert max(left) == 5
+
+
 def test_a_token_that_is_missing(servers, carry_out):
     """Without a token, a 401 says that the registry requires one."""
     (server,) = servers(says(401, b"<h1>\x00 denied"))

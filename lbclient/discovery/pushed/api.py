@@ -64,6 +64,8 @@ _SHOWN = 300
 """The number of characters of the registry's explanation that an error shows."""
 _UNKNOWN_ISSUER = {18, 19, 20, 21}
 """OpenSSL's codes for a certificate that no known authority has signed."""
+_SENT = 8
+"""The number of different tokens that a session keeps, so that no error shows them."""
 _SHORTEST = 0.001
 _HEADERS = {
     "accept": "application/json",
@@ -434,8 +436,13 @@ class RegistryApi:
         self._io: _Io | None = None
         self._common_headers = {**_HEADERS, **(common_headers or {})}
         # A registry may repeat a JSON document in an error. There some characters are escaped.
-        self._own_secrets = {form for one in secrets for form in (one, json.dumps(one)[1:-1])}
-        self._secrets: set[str] = set()
+        self._own_secrets = {
+            form
+            for one in secrets
+            for form in (one, json.dumps(one)[1:-1], json.dumps(one, ensure_ascii=False)[1:-1])
+        }
+        self._sent: deque[frozenset[str]] = deque(maxlen=_SENT)
+        """The secrets of the last requests. A request with an earlier token may be under way."""
         self._next_turn = -math.inf
 
     def __str__(self) -> str:
@@ -579,14 +586,10 @@ class RegistryApi:
         """Send a request. Returns the response, which must be released, if its status is one of
         `expect`."""
         io, headers = self._bound, self.headers()
-        self._secrets = {*_secret_parts(headers.values()), *self._own_secrets}
-        request = httpx.Request(
-            method,
-            self.url + path,
-            params=params,
-            headers={**self._common_headers, **headers},
-            json=json,
-        )
+        until = self.clock() + timeout
+        if (secrets := frozenset(_secret_parts(headers.values()))) not in self._sent:
+            self._sent.append(secrets)
+        request = self._request(method, path, params, headers, json)
         try:
             response = await io.send(request, timeout)
         except _FAILURES as error:
@@ -594,8 +597,28 @@ class RegistryApi:
         else:
             if response.status_code in expect:
                 return response
-            failure = await self._refused(request, response, timeout)
+            failure = await self._refused(request, response, until)
         raise failure  # outside of `except`: the context of the error would hold the request
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        params: Params | None,
+        headers: Mapping[str, str],
+        json: object,
+    ) -> httpx.Request:
+        """Make a request. A token or a text that the registry has sent may contain characters that
+        a request cannot contain. The error does not show them, since they may be secret."""
+        with contextlib.suppress(ValueError, httpx.InvalidURL):
+            return httpx.Request(
+                method,
+                self.url + path,
+                params=params,
+                headers={**self._common_headers, **headers},
+                json=json,
+            )
+        raise DiscoveryError(f"{self} cannot be asked: a part of the request cannot be encoded")
 
     async def read(self, response: httpx.Response, until: float, late: str) -> bytes:
         """Return the next bytes of a body, b"" at its end. `until` is a time of `clock`. If reading
@@ -623,13 +646,13 @@ class RegistryApi:
         return b"".join(chunks)
 
     async def _refused(
-        self, request: httpx.Request, response: httpx.Response, timeout: float
+        self, request: httpx.Request, response: httpx.Response, until: float
     ) -> StatusError:
         """Return an error for a response with an unexpected status. It includes the explanation in
-        the response."""
-        until = self.clock() + timeout
+        the response, if that arrives in time."""
+        until = min(until, self.clock() + _TIMEOUT)
         try:
-            body = await self._body(response, until, timeout, _EXPLANATION)
+            body = await self._body(response, until, _TIMEOUT, _EXPLANATION)
         except DiscoveryError:  # the status is enough
             body = b""
         finally:
@@ -637,7 +660,7 @@ class RegistryApi:
         status = response.status_code
         asked = f"{request.method} {request.url.path}"
         said = {
-            401: "refused the token (401)" if self._secrets else "requires a token (401)",
+            401: "refused the token (401)" if self._secrets() else "requires a token (401)",
             403: f"does not permit {asked} (403)",
             404: f"knows no {request.url.path} (404)",
         }.get(status, f"answered {asked} with status {status}")
@@ -668,9 +691,12 @@ class RegistryApi:
     def clean(self, text: str) -> str:
         """Return a text that the registry has sent, for use in an error: shortened, and without
         secrets."""
-        for one in sorted(self._secrets, key=len, reverse=True):
+        for one in sorted(self._secrets(), key=len, reverse=True):
             text = text.replace(one, "...")
         return _in_a_line(text.strip())
+
+    def _secrets(self) -> set[str]:
+        return self._own_secrets.union(*self._sent)
 
     def _context(self) -> ssl.SSLContext | bool:
         """The TLS context with the certificates to trust. The file is read again when it has

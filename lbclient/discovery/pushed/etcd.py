@@ -39,7 +39,13 @@ from lbclient.discovery.entries import (
     short,
     sorted_out,
 )
-from lbclient.discovery.pushed.api import LineStream, RegistryApi, StatusError, registry_url
+from lbclient.discovery.pushed.api import (
+    LineStream,
+    RegistryApi,
+    StatusError,
+    registry_url,
+    secret,
+)
 from lbclient.discovery.pushed.source import Alive, PushedSource, Update
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord, answer_of_distinct
 from lbclient.errors import DiscoveryError
@@ -299,7 +305,7 @@ class EtcdCluster:
         while self._token is None:
             try:
                 answer = await self._post("/v3/auth/authenticate", account, until)
-                self._token = _of(answer, "token", str)
+                self._token = _token_of(answer)
             except DiscoveryError as error:
                 if "authentication is not enabled" in str(error):
                     self._token = ""
@@ -513,6 +519,16 @@ def _of(document: Mapping[str, Any], name: str, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise DiscoveryError(f"etcd sent {type(value).__name__} as {name}")
     return value
+
+
+def _token_of(document: Mapping[str, Any]) -> str:
+    """Return the token. It is checked here, since httpx's error about a header shows the header."""
+    if not (token := _of(document, "token", str)):
+        return ""
+    try:
+        return secret("the token", token)
+    except ValueError:
+        raise DiscoveryError("etcd sent a token that a header cannot contain") from None
 
 
 def _integer(document: Mapping[str, Any], name: str) -> int:
