@@ -583,9 +583,49 @@ def test_store_that_is_not_the_same(servers, created):
     assert targets(server) == ["range", "watch", "range", "watch"]
 
 
-def test_server_that_ends_each_watch_is_not_flooded(servers):
-    """A server that ends each watch at once is asked about once a second."""
-    (server,) = servers(gateway([ONE], [sends(CREATED, stays=False)]))
+@pytest.mark.parametrize(
+    ("members", "bad", "text"),
+    [
+        (
+            1,
+            message(7, events=[event("/o/b", "10.0.0.2:80"), event("/o/c", "10.0.0.3:80")]),
+            "than",
+        ),
+        (9, message(7, events=[{"kv": {"key": "*"}}]), "a key that is not base64"),
+        (9, ["no", "object"], "list instead of an object"),
+    ],
+    ids=["too many keys", "event", "message"],
+)
+def test_message_that_can_never_be_used(servers, monkeypatch, members, bad, text):
+    """A watch whose next message cannot be used twice in a row is a failure, since it would miss
+    this change for ever; so the keys are listed again."""
+    monkeypatch.setattr(etcd_module, "_MOST_KEYS", members)
+    (server,) = servers(gateway([ONE], [sends(CREATED, bad)]))
+    with Watching(Etcd("/o/", server.url)) as watching:
+        assert text in watching.failure()
+    assert targets(server) == ["range", "watch", "watch"]
+
+
+def test_message_that_is_applied_in_part(monkeypatch):
+    """If not all events of a message can be applied, the next watch begins before this message."""
+    monkeypatch.setattr(etcd_module, "_MOST_KEYS", 1)
+    keys = Keys()
+    keys.revision = 5
+    events = [event("/o/a", "10.0.0.1:80"), event("/o/b", "10.0.0.2:80")]
+    with pytest.raises(DiscoveryError, match="more than 1 keys"):
+        keys.apply(message_of(message(events=events)))
+    assert keys.revision == 5
+
+
+@pytest.mark.parametrize(
+    "watch",
+    [sends(CREATED, stays=False), sends(message(compact_revision="9"))],
+    ids=["ended", "compacted"],
+)
+def test_server_that_ends_each_watch_is_not_flooded(servers, watch):
+    """A server that ends each watch at once, or whose keys must be listed again after each watch,
+    is asked about once a second."""
+    (server,) = servers(gateway([ONE], [watch]))
     began = time.monotonic()
     with Watching(Etcd("/o/", server.url)):
         for _ in range(5):

@@ -41,6 +41,7 @@ from lbclient.discovery.entries import (
 )
 from lbclient.discovery.pushed.api import (
     LineStream,
+    LostConnection,
     RegistryApi,
     StatusError,
     registry_url,
@@ -161,8 +162,10 @@ class Etcd(PushedSource):
             await cluster.pace()
             keys = await self._list(cluster)
             update(keys.answer())
-            while await self._follow_changes(cluster, keys, update, alive):
+            goes_on = True
+            while goes_on:
                 await cluster.pace()
+                goes_on = await self._follow_changes(cluster, keys, update, alive)
 
     async def _list(self, cluster: EtcdCluster) -> Keys:
         """Read all keys under the prefix, page by page. All pages are read at the same revision."""
@@ -187,7 +190,7 @@ class Etcd(PushedSource):
         """Apply changes to the keys until the watch ends.
 
         Returns True if a new watch may follow, and False if the keys must be listed again. Raises
-        DiscoveryError if no member can be watched.
+        DiscoveryError if no member can be watched, or if a message cannot be used twice in a row.
         """
         document = {
             "create_request": {
@@ -215,6 +218,10 @@ class Etcd(PushedSource):
         except DiscoveryError as error:
             if not created:
                 await cluster.recover(error)
+            elif not isinstance(error, LostConnection | StatusError):
+                if keys.failed_after == keys.revision:  # the next watch would fail again
+                    raise
+                keys.failed_after = keys.revision
         return True
 
     def _range(self, start: bytes) -> dict[str, str]:
@@ -248,8 +255,9 @@ class EtcdCluster:
         self.api.headers = self._headers
 
     async def pace(self) -> None:
-        """Wait if the cluster is asked too often. All members may be tried at once."""
-        await self.api.pace(burst=len(self._source.endpoints) + 1)
+        """Wait if the cluster is asked too often. The first list, and a watch of each member, may
+        follow one another at once."""
+        await self.api.pace(burst=len(self._source.endpoints) + 2)
 
     async def call(
         self, path: str, document: Mapping[str, Any], seconds: float = _TIMEOUT
@@ -375,6 +383,8 @@ class Keys:
         self.cluster_id: str = ""
         self.revision: int = 0
         """All changes up to this revision have been applied."""
+        self.failed_after: int | None = None
+        """The revision after which a message could not be used."""
         self.changed: bool = False
         """True if a key has changed since the last answer."""
         self._values: dict[bytes, bytes] = {}
@@ -420,12 +430,13 @@ class Keys:
         A message without events shows that all events up to its revision have been sent. A message
         with events does not show this, since further events may follow.
         """
-        for key, value, revision in message.events:
+        for key, value, _ in message.events:
             if value is None:
                 self.remove(key)
             else:
                 self.put(key, value)
-            self.revision = max(self.revision, revision)
+        # A message whose events could not all be applied is sent again
+        self.revision = max([self.revision, *(revision for _, _, revision in message.events)])
         if not message.events and not message.created:
             self.revision = max(self.revision, message.revision)
 
