@@ -145,7 +145,7 @@ class SubChannel:
         return known
 
     def connected(self) -> bool:
-        """True if there is a connection now, or if this is not known. This property does not open a
+        """True if there is a connection now, or if this is not known. This method does not open a
         connection.
 
         An internal function of gRPC is used, since the public `Channel.subscribe` needs a thread
@@ -167,6 +167,8 @@ class SubChannels:
     def __init__(self, binding: Binding, open_channel: Callable[[Endpoint], Any]) -> None:
         self._open = open_channel
         self._known: dict[Endpoint, SubChannel] = {}
+        self._opened: WeakSet[Any] = WeakSet()
+        """gRPC's channels, including those of removed sub-channels that still have RPCs."""
         self._lock = threading.Lock()
         self.closed: bool = False
         binding.pool.listen(self.departed)
@@ -189,17 +191,18 @@ class SubChannels:
             self._known.pop(endpoint, None)
 
     def take_all(self) -> Sequence[Any]:
-        """Remove all channels, and return them to be closed. After that, no channel is created."""
+        """Remove all channels, and return them to be closed, including those to instances that have
+        left. After that, no channel is created."""
         self.closed = True
         with self._lock:
-            known, self._known = self._known, {}
-        return [one.channel for one in known.values()]
+            found, self._known, self._opened = list(self._opened), {}, WeakSet()
+        return found
 
     def after_fork(self) -> None:
         """In a forked child: store the sub-channels of the parent, so that they are neither used
         nor finalized."""
         _inherited.append(self._known)
-        self._known, self._lock = {}, threading.Lock()
+        self._known, self._opened, self._lock = {}, WeakSet(), threading.Lock()
 
     def _new(self, endpoint: Endpoint) -> SubChannel:
         with self._lock:
@@ -210,6 +213,7 @@ class SubChannels:
                 known.addresses = addresses
                 return known
             made = SubChannel(self._open(endpoint), addresses, threading.Lock())
+            self._opened.add(made.channel)
             if not endpoint.gone:  # otherwise the instance has left since it was picked
                 self._known[endpoint] = made
             return made

@@ -14,6 +14,7 @@ import lbclient
 import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
 from tests.support.rpc import channel_of, messages, services
+from tests.support.watchers import Registry, several, until
 
 LATE = 0.05
 """Seconds by which a deadline may be noticed late."""
@@ -441,6 +442,22 @@ def test_a_closed_channel(server, rpcs, hedge):
     (one,) = channel.balancer.snapshot().instances
     assert (one.failures, one.in_flight) == (0, 0)
     server.tell("release")
+
+
+def test_close_cancels_rpcs_of_servers_that_have_left(rpc_servers, rpcs):
+    """Closing a channel also cancels the RPCs of servers that have left the service."""
+    first, second = rpc_servers(2)
+    registry = Registry(several(first.port))
+    channel = rpcs(registry)
+    one, later = messages.ResponseParameters(), messages.ResponseParameters(interval_us=60_000_000)
+    request = messages.StreamingOutputCallRequest(response_parameters=[one, later])
+    stream = channel.begin("StreamingOutputCall", request, timeout=10.0)
+    assert stream.read().server_id == str(first.port)
+    registry.update(several(second.port))
+    until(lambda: [one.port for one in channel.balancer.instances()] == [second.port])
+    assert channel.unary(timeout=10.0).server_id == str(second.port)
+    channel.close_channel()
+    assert stream.code == "CANCELLED"
 
 
 def test_a_channel_is_ready(server, kind, rpcs, rpc_servers):
