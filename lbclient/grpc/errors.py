@@ -11,10 +11,10 @@ import grpc
 from lbclient import errors
 from lbclient.grpc import bases
 
-__all__ = ["TOO_LATE", "AioBalancingError", "BalancingError"]
+__all__ = ["CANCELLED", "TOO_LATE", "AioBalancingError", "BalancingError"]
 
-_CANCELLED = "Locally cancelled by application!"
-"""gRPC's own text."""
+CANCELLED = "Locally cancelled by application!"
+"""gRPC's own text for an RPC that was cancelled in this process, not by a server."""
 TOO_LATE = "the first message did not arrive within attempt_timeout"
 
 _CODES: Sequence[tuple[type[Exception], grpc.StatusCode]] = (
@@ -41,7 +41,7 @@ class _FromBalancing(grpc.RpcError):
     @classmethod
     def cancelled_by_caller(cls) -> Self:
         """Return the error of an RPC that the caller has cancelled."""
-        return cls.with_code(grpc.StatusCode.CANCELLED, _CANCELLED)
+        return cls.with_code(grpc.StatusCode.CANCELLED, CANCELLED)
 
     @classmethod
     def of(cls, error: Exception) -> Self:
@@ -107,7 +107,7 @@ class BalancingError(_FromBalancing, grpc.Call, bases.Future):
 
     def cancelled(self) -> bool:
         """True if the caller has cancelled the RPC."""
-        return self._code is grpc.StatusCode.CANCELLED and self._details == _CANCELLED
+        return self._code is grpc.StatusCode.CANCELLED and self._details == CANCELLED
 
     def running(self) -> bool:
         """False, since the RPC is over."""

@@ -15,7 +15,7 @@ from lbclient import protocol
 from lbclient._internal.blocking import run_blocking
 from lbclient.grpc.aio_replay import Requests, Waiters
 from lbclient.grpc.classifier import Answered, Code
-from lbclient.grpc.errors import AioBalancingError
+from lbclient.grpc.errors import CANCELLED, AioBalancingError
 from lbclient.grpc.rpc import BaseMultiCallable, BaseRpc, is_from_server, with_trace
 from lbclient.grpc.subchannels import SubChannel
 
@@ -97,7 +97,8 @@ class AioRpc(BaseRpc):
         """Handle the end of an attempt. gRPC calls this method in the event loop."""
         code = _now(inner.code, grpc.StatusCode.UNKNOWN)
         good = code is grpc.StatusCode.OK
-        if inner is not self._timed_out and inner.cancelled():
+        here = code is grpc.StatusCode.CANCELLED and _now(inner.details, "") == CANCELLED
+        if here and inner is not self._timed_out:
             self.cancelled = True
         if (reports := self._owner.load_reports) is not None:
             reports.record(attempt.endpoint, _now(inner.trailing_metadata, grpc.aio.Metadata()))

@@ -194,6 +194,25 @@ def test_an_error_can_be_awaited_again(server):
         rpcs.loop.run(wait())
 
 
+@pytest.mark.parametrize("hedge", [None, HedgePolicy(delay=60.0)], ids=["plain", "hedged"])
+def test_a_server_that_cancels(server, rpcs, hedge):
+    """The status CANCELLED of a server is an error like any other: the caller is not cancelled."""
+    server.tell("status CANCELLED by the server")
+    channel = rpcs([server], hedge=hedge, idempotent=lambda _: True)
+    error = channel.error()
+    assert (error.code(), error.details()) == (grpc.StatusCode.CANCELLED, "by the server")
+    for method, request in [("UnaryCall", None), ("StreamingOutputCall", outputs(1))]:
+        call = channel.begin(method, request)
+        with pytest.raises(grpc.RpcError, match="by the server"):
+            call.read() if request else call.result()
+        assert (call.code, call.get("details")) == ("CANCELLED", "by the server")
+    assert failures(channel) == [0]
+
+
+def failures(channel):
+    return [one.failures for one in channel.balancer.snapshot().instances]
+
+
 def test_reading_and_writing(server):
     """Streams of asyncio are read and written message by message, or iterated over, not both."""
     with channel_of("asyncio", [server.address]) as rpcs:
