@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,7 +334,7 @@ def test_unchanged_value(member, prefix):
 
 @NEEDED
 def test_watch_that_breaks_goes_on(member, prefix, tunnel):
-    """After a connection that broke, the watch goes on where it was, without a new list."""
+    """After a connection that broke, the watch goes on where it was, and misses no change."""
     member.put(f"{prefix}a", "10.0.0.1:80")
     with Watching(Etcd(prefix, tunnel.url)) as watching:
         assert watching.answer() == ["10.0.0.1:80"]
@@ -489,6 +490,16 @@ def sends(*messages, stays=True):
     return behave
 
 
+def breaks(connection, _):
+    """A watch whose connection ends in the middle of a response."""
+    connection.send(head(200, {"Transfer-Encoding": "chunked"}) + chunk(CREATED))
+    connection.close()
+
+
+def ends(*messages):
+    return sends(CREATED, *messages, stays=False)
+
+
 def gateway(lists, watches):
     """A gateway with these answers in turn; the last ones repeat."""
     parts = {"/v3/kv/range": in_turn(*lists), "/v3/watch": in_turn(*watches)}
@@ -550,20 +561,22 @@ def test_progress_moves_the_watch_on(servers):
 
 
 @pytest.mark.parametrize(
-    "last",
+    "first",
     [
-        [message(6, canceled=True)],
-        [message(6, canceled=True, cancel_reason="mvcc: shutting down")],
-        [{"error": {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader"}}],
-        [{"error": {"message": "etcdserver: no leader"}}],
-        [["no", "object"]],
-        [],
+        ends(message(6, canceled=True)),
+        ends(message(6, canceled=True, cancel_reason="mvcc: shutting down")),
+        ends({"error": {"grpc_code": 14, "http_code": 503, "message": "etcdserver: no leader"}}),
+        ends({"error": {"message": "etcdserver: no leader"}}),
+        ends(["no", "object"]),
+        ends(),
+        breaks,
     ],
 )
-def test_watch_that_is_ended_goes_on(servers, last):
-    """A watch that the server ends, for whatever reason, is begun again where it was."""
+def test_watch_that_is_ended_goes_on(servers, first):
+    """A watch that ends or breaks, for whatever reason, is begun again where it was, without a new
+    list."""
     put = message(7, events=[event("/o/b", "10.0.0.2:80", 7)])
-    (server,) = servers(gateway([ONE], [sends(CREATED, *last, stays=False), sends(CREATED, put)]))
+    (server,) = servers(gateway([ONE], [first, sends(CREATED, put)]))
     with Watching(Etcd("/o/", server.url)) as watching:
         watching.until("10.0.0.1:80", "10.0.0.2:80")
     assert targets(server) == ["range", "watch", "watch"]
@@ -763,7 +776,7 @@ def test_any_document(share):
             text = f"{answer}{answer.refused}"
         assert SECRET not in text, seed
         assert len(text) < 10_000
-    assert min(outcomes.values()) > DOCUMENTS * share * 0.2, outcomes
+    assert min(outcomes["error"], outcomes["answer"]) > DOCUMENTS * share * 0.2, outcomes
 
 
 # Registration
@@ -934,16 +947,17 @@ def test_silent_etcd(servers, caplog):
             connection.answer(200, b"{}")
 
     (server,) = servers(answers)
-    one = Registration("orders", ME, via=Etcd("/o/", server.url), timeout=0.2)
+    one = Registration("orders", ME, via=Etcd("/o/", server.url), timeout=1)
     with one:
         silent.set()
-    assert "did not answer within 0.2 s" in caplog.text
-    with pytest.raises(RegistrationError, match=r"did not answer within 0\.2 s"):
+    assert "did not answer within 1 s" in caplog.text
+    with pytest.raises(RegistrationError, match="did not answer within 1 s"):
         one.__enter__()
     silent.clear()
     assert targets(server) == ["grant", "put", "revoke", "grant"]
 
 
+@pytest.mark.slow
 def test_leaving_during_a_renewal(servers, caplog):
     """If etcd is silent, and a renewal waits for it, leaving takes `timeout` and not twice as
     long."""
@@ -955,7 +969,7 @@ def test_leaving_during_a_renewal(servers, caplog):
         connection.answer(200, b'{"ID": "7", "TTL": "60"}')
 
     (server,) = servers(answers)
-    with Registration("orders", ME, via=Etcd("/o/", server.url), timeout=1) as one:
+    with Registration("orders", ME, via=Etcd("/o/", server.url), timeout=3) as one:
         silent.set()
         renewal = threading.Thread(
             target=partial(pytest.raises, UpdateError, one._stay.record.renew)
@@ -965,14 +979,17 @@ def test_leaving_during_a_renewal(servers, caplog):
         renewal.start()
         assert server.arrived.acquire(timeout=LIMIT)
         began = time.monotonic()
-    assert time.monotonic() - began < 1.9
+    assert time.monotonic() - began < 5.5
     renewal.join()
     assert "may stay registered" in caplog.text
 
 
-@pytest.mark.parametrize("path", ["grant", "put"])
-def test_interrupted_while_entering(servers, path):
-    """Ctrl-C during any request of entering leaves no key behind."""
+@pytest.mark.parametrize(
+    ("path", "requests"), [("grant", ["grant"]), ("put", ["grant", "put", "revoke"])]
+)
+def test_interrupted_while_entering(servers, path, requests):
+    """Ctrl-C during any request of entering leaves no key behind: after it none is set, and one
+    that may be set is removed with its lease."""
     keys = []
 
     def answers(connection, request):
@@ -994,19 +1011,23 @@ def test_interrupted_while_entering(servers, path):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not keys
+    assert targets(server) == requests
 
 
-class Interruption(Exception):
-    """What a signal handler raises."""
+class Interruption(BaseException):
+    """What a signal handler raises. `Thread.start` of Python fails with other errors if it is
+    interrupted by an Exception."""
 
 
 @NEEDED
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <socket.socket:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*<socket.socket fd:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:(?s).*Interruption:pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_anywhere(member, prefix, registration):
     """An exception of a signal handler, wherever it comes while a block is entered, leaves no key
-    behind. (httpcore leaves a socket to the garbage collector.)"""
+    behind. (httpcore leaves a socket to the garbage collector. A destructor drops the
+    exception.)"""
 
     def interrupt(*_):
         raise Interruption
@@ -1056,7 +1077,7 @@ def test_cancelled_registration(servers, path):
 
     async def main():
         task = asyncio.create_task(enter())
-        await asyncio.to_thread(held.wait, LIMIT)
+        assert await asyncio.to_thread(held.wait, LIMIT)
         task.cancel()
         await asyncio.sleep(0)
         task.cancel()
@@ -1214,7 +1235,7 @@ balancer.refresh()
 
 @pytest.mark.slow
 def test_failures_are_not_answered_with_a_flood(servers):
-    """While all requests fail, a member is asked once a second, and less often after a while."""
+    """While all requests fail, a member is asked at most about once a second."""
     (server,) = servers(says(503))
     arrived = []
     server.behaviour = lambda connection, _: (
@@ -1261,8 +1282,8 @@ def test_users(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_expired_token_of_a_watch(tmp_path):
-    """A watch that is begun again with a token that has expired gets a new one."""
-    with support.Etcd(tmp_path, auth_token_ttl=1) as member:
+    """A watch that is begun again with a token that etcd no longer knows gets a new one."""
+    with support.Etcd(tmp_path) as member:
         member.with_users("/orders/")
         with (
             Tunnel(member.url) as tunnel,
@@ -1271,7 +1292,9 @@ def test_expired_token_of_a_watch(tmp_path):
             watching.answer()
             watching.alive()
             with tunnel.held():
-                time.sleep(2.5)  # etcd forgets the token
+                member.kill()  # its tokens are in memory only
+                member.start()
+                member.wait_until_ready()
             member.log_in()
             member.put("/orders/a", "10.0.0.1:80")
             watching.until("10.0.0.1:80")
@@ -1296,7 +1319,8 @@ def test_users_that_are_refused(with_users, prefix, account, text):
     assert text in failure
     with pytest.raises(RegistrationError) as caught:
         Registration("orders", ME, via=source).__enter__()
-    assert "wrong" not in failure + str(caught.value)
+    for password in account[1:]:
+        assert password not in failure + str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -1307,6 +1331,7 @@ def with_users(tmp_path_factory):
 
 
 @NEEDED
+@pytest.mark.skipif(shutil.which("etcdctl") is None, reason="etcdctl is not installed")
 @pytest.mark.slow
 def test_roles_of_the_page(tmp_path, monkeypatch):
     """With the roles of docs/etcd.md, a client may watch and not register, and a service may do

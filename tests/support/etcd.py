@@ -38,15 +38,6 @@ __all__ = ["NEEDED", "Cluster", "Etcd", "Service", "Tunnel", "Watching", "leases
 NEEDED = pytest.mark.skipif(shutil.which("etcd") is None, reason="etcd is not installed")
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 def _base64(text: str | bytes) -> str:
     return base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
@@ -67,7 +58,8 @@ class Etcd:
         tls: Any = None,
         **options: object,
     ) -> None:
-        client, peer = ports or _free_ports(2)
+        self._reserved = contextlib.ExitStack()
+        client, peer = ports or [self._reserved.enter_context(http.reserved_port()) for _ in "cp"]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{client}"
         verify = ssl.create_default_context(cafile=tls.authority) if tls else False
         self._client = httpx.Client(base_url=self.url, verify=verify, timeout=10)
@@ -106,6 +98,7 @@ class Etcd:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self._client.close()
+        self._reserved.close()
 
     def start(self) -> None:
         """Start the process, with the data that it has."""
@@ -221,7 +214,8 @@ class Cluster:
     """Three members."""
 
     def __init__(self, directory: Path, **options: object) -> None:
-        ports = _free_ports(6)
+        self._reserved = contextlib.ExitStack()
+        ports = [self._reserved.enter_context(http.reserved_port()) for _ in range(6)]
         pairs = list(zip(ports[::2], ports[1::2], strict=True))
         initial = ",".join(f"m{n}=http://127.0.0.1:{peer}" for n, (_, peer) in enumerate(pairs))
         self.members = [
@@ -241,6 +235,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for member in self.members:
             member.__exit__()
+        self._reserved.close()
 
     @property
     def urls(self) -> list[str]:

@@ -276,6 +276,16 @@ def refused_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port for a program that listens with SO_REUSEADDR, as those in Go do. Nothing else is given
+    it meanwhile, also while the program does not run."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
 def transports_of(client) -> list:
     """The transports of a client to its instances, in whichever event loop."""
     transport = client._transport

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.http import reserved_port
+
 __all__ = ["BINARY", "Traefik", "traefik"]
 
 BINARY = shutil.which("traefik", path=str(Path(sys.executable).parent)) or shutil.which("traefik")
@@ -41,28 +43,26 @@ class Traefik:
 @contextlib.contextmanager
 def traefik(home: Path, *options: str) -> Iterator[Traefik]:
     """Start Traefik with these options of its command line."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [
-        str(BINARY),
-        "--global.checknewversion=false",
-        "--global.sendanonymoususage=false",
-        f"--entrypoints.web.address=127.0.0.1:{port}",
-        *options,
-    ]
-    with (home / "traefik.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=home)
-    try:
-        end = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            assert process.poll() is None, (home / "traefik.log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.02)  # nobody tells when another process listens
-        yield Traefik(port)
-    finally:
-        process.terminate()
-        process.wait()
+    with reserved_port() as port:
+        command = [
+            str(BINARY),
+            "--global.checknewversion=false",
+            "--global.sendanonymoususage=false",
+            f"--entrypoints.web.address=127.0.0.1:{port}",
+            *options,
+        ]
+        with (home / "traefik.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=home)
+        try:
+            end = time.monotonic() + 20
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                assert process.poll() is None, (home / "traefik.log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.02)  # nobody tells when another process listens
+            yield Traefik(port)
+        finally:
+            process.terminate()
+            process.wait()
