@@ -327,17 +327,13 @@ def test_a_cancellation_ends_the_wait_for_an_instance(rpc_servers, rpcs, monkeyp
     rpc = call.call._rpc
     wait_for_pause(rpc)
     del call
-    while not rpc.over:
-        time.sleep(0.001)
+    until(lambda: rpc.over)
     assert rpc.final.code() is grpc.StatusCode.CANCELLED
 
 
 def wait_for_pause(rpc):
     """Wait until an RPC is in a pause of `wait_for_ready`."""
-    until = time.monotonic() + 10
-    while rpc._pause is None:
-        assert time.monotonic() < until
-        time.sleep(0.001)
+    until(lambda: rpc._pause is not None)
 
 
 @pytest.mark.slow
@@ -377,9 +373,7 @@ def test_hedging(rpc_servers, rpcs):
         assert channel.unary("CacheableUnaryCall").server_id == str(fast.port)
     slow.tell("release")
     assert channel.begin("CacheableUnaryCall").result().server_id
-    until = time.monotonic() + 5
-    while channel.in_flight():
-        assert time.monotonic() < until
+    until(lambda: not channel.in_flight())
 
 
 def test_compression(server, rpcs):

@@ -29,6 +29,12 @@ def until(condition, seconds=10.0):
         time.sleep(0.005)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_watches():
+    """The threads of earlier tests have ended."""
+    until(lambda: not watching())
+
+
 @pytest.fixture(scope="module")
 def address():
     """The address of a server, which accepts connections; no test here carries out an RPC."""

@@ -14,10 +14,10 @@ from tests.support.rpc import messages
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT, TIMES, MOST = 0.12, 3, 15
-LATE = 0.05
-"""Seconds by which half of the RPCs may end after their deadline. If the machine is busy for a
-moment, more are carried out."""
+TIMEOUT, TIMES = 0.12, 5
+LATE = 0.05 + 0.05
+"""Seconds by which half of the RPCs may end after their deadline: 50 ms, and as much again on a
+busy machine."""
 LATEST = 2.0
 """The same for each RPC, on a busy machine."""
 EARLY = 0.03
@@ -68,7 +68,7 @@ def check(channel, calls, **options):
     """Carry out RPCs of each kind several times. All end by DEADLINE_EXCEEDED, and in time."""
     for call in calls:
         late = []
-        while len(late) < TIMES or (len(late) < MOST and statistics.median(late[-TIMES:]) > LATE):
+        for _ in range(TIMES):
             began = time.monotonic()
             try:
                 call(channel, **options)
@@ -78,7 +78,7 @@ def check(channel, calls, **options):
                 assert call is status
             late.append(time.monotonic() - began - TIMEOUT)
         assert min(late) > -EARLY, call
-        assert statistics.median(late[-TIMES:]) <= LATE, call
+        assert statistics.median(late) <= LATE, call
         assert max(late) <= LATEST, call
     assert channel.in_flight() == 0
 

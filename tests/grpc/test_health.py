@@ -3,8 +3,10 @@ never come or never end. The test itself makes each check."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections.abc import Iterator
 from concurrent import futures
 
 import grpc
@@ -51,7 +53,8 @@ class Liar(grpc.GenericRpcHandler):
 
     def _watch(self, _, context):
         self.watches += 1
-        for answer in self.watch if isinstance(self.watch, list) else [self.watch]:
+        several = isinstance(self.watch, list | Iterator)
+        for answer in self.watch if several else [self.watch]:
             yield self._answer(answer, context)
 
     def _answer(self, answer, context):
@@ -100,6 +103,7 @@ class Checked:
 
 @pytest.fixture
 def checked(liar):
+    until(lambda: not following())
     one = Checked(liar)
     yield one
     liar.released.set()
@@ -193,11 +197,17 @@ def test_a_watch_begins_anew_after_a_check_without_an_answer(checked, liar):
 
 def test_what_a_watch_says_counts_at_once(checked, liar):
     """What `Watch` says counts at once, although the checks say something else."""
-    states = [NOT_SERVING, SERVING, b"", SERVING, b"\x08\x63", None]
-    liar.watch = states
+    said = queue.SimpleQueue()
+    liar.watch = iter(said.get, "end")
     assert checked.check() is None
-    assert liar.hanging.acquire(timeout=10)
-    until(lambda: checked.standing == "unhealthy")
+    try:
+        for bad in NOT_SERVING, b"", b"\x08\x63":
+            said.put(bad)
+            until(lambda: checked.standing == "unhealthy")
+            said.put(SERVING)
+            until(lambda: checked.standing == "serving")
+    finally:
+        said.put("end")
 
 
 def test_an_instance_that_leaves_during_checks(checked):

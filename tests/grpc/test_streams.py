@@ -391,7 +391,8 @@ def test_the_error_of_a_stream_tells_its_attempts(rpc_servers, rpcs, method, req
     dying, live = rpc_servers(2)
     dying.tell("dies-after 0")
     channel = rpcs([dying, live], **RETRIED)
-    for number in range(3):
+    told = []
+    for _ in range(3):
         call = channel.begin(method, requests(drip(0, 0, code=5)))
         assert [call.read().server_id, call.read().server_id] == [str(live.port)] * 2
         with pytest.raises(grpc.RpcError) as caught:
@@ -406,21 +407,20 @@ def test_the_error_of_a_stream_tells_its_attempts(rpc_servers, rpcs, method, req
         assert info.stopped == "streaming"
         assert "already passed on" in caught.value.__notes__[0]
         assert (call.code, call.get("details")) == ("NOT_FOUND", "enough")
-        if number == 0:
-            told = len(info.attempts)
-    assert told in {1, 2}
+        told.append(len(info.attempts))
+    assert 2 in told
     assert channel.in_flight() == 0
 
 
 @STREAMS
-@pytest.mark.parametrize("judge", [None, lambda _: lbclient.Verdict(fault=True)])
+@pytest.mark.parametrize("judge", [None, *slow_rows(lambda _: lbclient.Verdict(fault=True))])
 def test_a_stream_that_reaches_its_deadline(rpc_servers, rpcs, method, requests, judge):
     """A stream that reaches its caller's deadline after its first message charges no instance."""
     (server,) = rpc_servers()
     channel = rpcs([server], judge=judge, breaker=None)
     list(channel.begin(method, requests(drip(0))))  # connects
     before = failures(channel)
-    call = channel.begin(method, requests(drip(0, 60)), timeout=0.4)
+    call = channel.begin(method, requests(drip(0, 60)), timeout=2.0)
     assert call.read().server_id == str(server.port)
     with pytest.raises(grpc.RpcError) as caught:
         call.read()
