@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 
 from lbclient.core.pool import Pool
+from lbclient.discovery.entries import short
 from lbclient.endpoint.breaker import BreakerPolicy
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 
@@ -149,6 +150,10 @@ def _differences(old: Instance, new: Instance) -> Iterator[str]:
         yield f"weight {old.weight:g} to {new.weight:g}"
     if set(old.addresses) != set(new.addresses):
         yield f"addresses {addresses_of(old)} to {addresses_of(new)}"
+    for key in sorted({*old.metadata, *new.metadata}, key=str):
+        before, now = old.metadata.get(key), new.metadata.get(key)
+        if before != now:
+            yield f"{short(str(key))} {short(repr(before))} to {short(repr(now))}"
 
 
 def _refusals(before: Iterable[RejectedRecord], now: Iterable[RejectedRecord]) -> Iterator[str]:

@@ -398,6 +398,22 @@ def test_changes_of_instances(now, lines):
     assert list(changes(before, answer(*now))) == lines
 
 
+def test_changes_of_metadata():
+    """A change of metadata alone is a line, which shows the values that differ, shortened and
+    without control characters."""
+
+    def known(metadata):
+        return answer(lbclient.Instance("a", 80, metadata=metadata))
+
+    before = known({"zone": "x", "tags": ["v1"], "node": "n"})
+    now = known({"zone": "y", "tags": ["v1", "\x1b[2J"], "rack\n": "r" * 999, "node": "n"})
+    (line,) = changes(before, now)
+    assert line.startswith("changed a:80: rack\\n None to 'rrr")
+    assert "rrr..., tags ['v1'] to ['v1', '\\x1b[2J'], zone 'x' to 'y', share now 100.0%" in line
+    assert len(line) < 500
+    assert not list(changes(now, now))
+
+
 def test_changes_of_refusals():
     """A record that is refused for the first time, or for another reason, is a line; so is one that
     is gone."""
