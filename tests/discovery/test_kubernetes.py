@@ -474,6 +474,24 @@ def test_outside_a_cluster(monkeypatch):
     assert "Kubernetes: KUBERNETES_SERVICE_HOST and _PORT: " in failure(Kubernetes("orders"))
 
 
+@pytest.mark.usefixtures("pod")
+def test_server_in_the_environment(cluster, monkeypatch):
+    """Outside a pod, the URL of the API server may be in KUBERNETES_MASTER. In a pod, it is not
+    read."""
+    cluster.put(a_slice("a", ["10.0.0.7"]))
+    monkeypatch.setenv("KUBERNETES_MASTER", cluster.url)
+    with Seen(Kubernetes("orders", namespace="shop")) as seen:
+        assert seen.next() == ["10.0.0.1:8080"]
+    assert not cluster.asked
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    with Seen(Kubernetes("orders", namespace="shop")) as seen:
+        assert seen.next() == ["10.0.0.7:8080"]
+    assert "authorization" not in cluster.asked[0].headers
+    monkeypatch.setenv("KUBERNETES_MASTER", f"http://u:{TOKEN}@127.0.0.1:1")
+    said = failure(Kubernetes("orders"))
+    assert said == "Kubernetes: KUBERNETES_MASTER must not contain a user name or password"
+
+
 # Without I/O: hours of a watch, and servers that answer nonsense
 
 

@@ -62,8 +62,9 @@ class Kubernetes(PushedSource):
     - `port`: the name of the port, or the number on which the pods listen (`targetPort`). It may be
       left out if the Service has one port.
     - `server`: the URL of the API server, such as `"http://127.0.0.1:8001"` for `kubectl proxy`.
-      Without `server`, the program must run in a pod, and uses the pod's service account. The files
-      with its token and certificates are read again when they change.
+      Without `server`, a program in a pod uses the pod's service account. The files with its token
+      and certificates are read again when they change. Outside a pod, the default is the
+      environment variable `KUBERNETES_MASTER`.
     - `token`: a bearer token. No error, log or `repr` shows it.
     - `ca`: a file with the certificates to trust, by which the API server's certificate is checked.
 
@@ -109,6 +110,8 @@ class Kubernetes(PushedSource):
         there is no `server`."""
         server, ca = self.server, self.ca
         headers: Callable[[], Mapping[str, str]] = dict
+        if server is None:
+            server = _proxy()
         if server is None:
             server, ca = _own_server(), ca or str(_ACCOUNT / "ca.crt")
             headers = _own_token
@@ -456,6 +459,18 @@ def _own_namespace() -> str:
         return "default"
 
 
+def _proxy() -> str | None:
+    """Return the URL in KUBERNETES_MASTER, which other clients of Kubernetes read, too. A program
+    in a pod does not read it, since the pod's token is not for that server."""
+    url = os.environ.get("KUBERNETES_MASTER")
+    if not url or os.environ.get("KUBERNETES_SERVICE_HOST"):
+        return None
+    try:
+        return registry_url("KUBERNETES_MASTER", url)
+    except ValueError as error:
+        raise DiscoveryError(f"Kubernetes: {error}") from None
+
+
 def _own_server() -> str:
     """Return the URL of the API server. Kubernetes sets it in the environment of each pod."""
     host = os.environ.get("KUBERNETES_SERVICE_HOST")
@@ -463,7 +478,8 @@ def _own_server() -> str:
     if not host:
         raise DiscoveryError(
             "Kubernetes: this program does not run in a pod (KUBERNETES_SERVICE_HOST is not set); "
-            "pass server=, for example 'http://127.0.0.1:8001' with `kubectl proxy`"
+            "set KUBERNETES_MASTER or pass server=, for example 'http://127.0.0.1:8001' with "
+            "`kubectl proxy`"
         )
     try:
         return registry_url("server", f"https://{f'[{host}]' if ':' in host else host}:{port}")
