@@ -215,8 +215,10 @@ def test_environment(monkeypatch):
     monkeypatch.setenv("ETCDCTL_USER", "shop")
     monkeypatch.setenv("ETCDCTL_PASSWORD", "other")
     assert (Etcd("/o/").user, Etcd("/o/").password) == ("shop", "other")
+    assert (Etcd("/o/", user="me").user, Etcd("/o/", user="me").password) == ("me", "other")
     given = Etcd("/o/", "http://a:1", "me", PASSWORD, ca="x")
     assert (given.endpoints, given.user, given.ca) == (("http://a:1",), "me", "x")
+    assert given.password == PASSWORD
     monkeypatch.setenv("ETCDCTL_ENDPOINTS", "ftp://a")
     with pytest.raises(ValueError, match=r"^ETCDCTL_ENDPOINTS must be"):
         Etcd("/o/")

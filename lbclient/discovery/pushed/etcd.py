@@ -611,6 +611,8 @@ def _account(user: object, password: object) -> tuple[str | None, str | None]:
         password = password or os.environ.get("ETCDCTL_PASSWORD", "")
         if not user:
             return None, None
+    elif password is None:
+        password = os.environ.get("ETCDCTL_PASSWORD") or None
     return _text("user", user), _text("password", password)
 
 
