@@ -1,7 +1,8 @@
 """The entries of a file or a registry. Each entry describes one instance: `host:port`, or an
 object.
 
-An entry that cannot be used becomes a RejectedRecord, which shows nothing that may be secret.
+An entry that cannot be used becomes a RejectedRecord. It shows the host and port, and the content
+of a field that is not allowed, but no values of headers.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ def sorted_out(
 def parsed(
     where: str, shown: str, make: Callable[[T], Instance], given: T
 ) -> Instance | RejectedRecord:
-    """Make an instance from an entry. The text about a refused entry shows only its host and port.
+    """Make an instance from an entry. The text about a refused entry shows its host and port,
+    and the reason.
 
-    The text after the port, or before an `@`, may be secret.
+    The text after the port, or before an `@`, may be secret, so it is not shown.
     """
     try:
         return make(given)

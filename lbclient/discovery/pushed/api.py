@@ -3,8 +3,8 @@
 The methods of `RegistryApi` are coroutines. On an event loop they wait. On a thread they block and
 never suspend (see `_internal/blocking.py`), so a source is written once. Sessions use httpx, not a
 client of this package, since discovery is below `http/` in the layers of this package. They use
-only the transports of httpx: these follow no redirects, store no cookies, read no environment
-variables, and log no requests.
+only the transports of httpx: these follow no redirects, store no cookies, use no proxies of the
+environment, and log no requests. `SSL_CERT_FILE` and `SSL_CERT_DIR` apply, as in httpx.
 """
 
 from __future__ import annotations
@@ -394,7 +394,8 @@ class LineStream(AsyncIterator[bytes]):
 
 
 class RegistryApi:
-    """A session with a registry. It keeps connections, and is used by one task or thread.
+    """A session with a registry. It keeps connections, and is used by one thread, or on one event
+    loop.
 
     - `registry`: the name of the registry for errors, such as `"Kubernetes"`.
     - `url`: the URL of the registry, checked by `registry_url`.

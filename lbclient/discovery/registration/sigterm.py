@@ -1,4 +1,4 @@
-"""Handles SIGTERM: removes the record from DNS, then lets the previous handler run.
+"""Handles SIGTERM: removes the instance from the registry, then lets the previous handler run.
 
 Python runs a signal handler on the main thread, between any two steps of its code. The interrupted
 code may hold a lock. So this handler takes no lock and logs nothing: another thread removes the
