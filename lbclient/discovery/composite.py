@@ -9,16 +9,18 @@ in use.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from lbclient._internal import validation
 from lbclient.discovery.resolver import Resolver, Watcher, text_of, usable
+from lbclient.discovery.watched import WatchedResolver
 from lbclient.endpoint.instance import Answer, Instance, RejectedRecord
 from lbclient.errors import DiscoveryError, ServiceAbsent
 
-__all__ = ["Composite", "FirstOf", "Part", "Service", "Union"]
+__all__ = ["Composite", "FirstOf", "Part", "Service", "Union", "confirmed_at"]
 
 _SOON = 5.0
 """A part that failed is asked again after at most this number of seconds."""
@@ -123,11 +125,12 @@ class FirstOfResolver:
         self._parts = parts
         self._patience = patience
         self._clock = clock
-        self._serving: Part | None = None
+        self.serving: Part | None = None
+        """The part whose instances are in use."""
         self._failing_since: float | None = None
 
     def __repr__(self) -> str:
-        serving, names = self._serving, ", ".join(part.name for part in self._parts)
+        serving, names = self.serving, ", ".join(part.name for part in self._parts)
         return (
             f"<FirstOfResolver of {names}{'' if serving is None else f'; {serving.name} serves'}>"
         )
@@ -139,21 +142,21 @@ class FirstOfResolver:
         `patience` seconds.
         """
         failures: list[tuple[Part, Exception]] = []
-        serving, absent = self._serving, False
+        serving, absent = self.serving, False
         for part in self._parts:
             result = part.ask()
             if isinstance(result, Answer):
-                self._serving, self._failing_since = part, None
+                self.serving, self._failing_since = part, None
                 return _for_now(result) if failures else result
             failures.append((part, result))
-            if part is self._serving and not self._given_up(result):
+            if part is self.serving and not self._given_up(result):
                 raise _failure([(part, result)])
             absent = absent or (part is serving and isinstance(result, ServiceAbsent))
         raise _failure(failures, absent=absent)
 
     def _given_up(self, error: Exception) -> bool:
         if isinstance(error, ServiceAbsent):
-            self._serving = self._failing_since = None
+            self.serving = self._failing_since = None
             return True
         now = self._clock()
         if self._failing_since is None:
@@ -165,11 +168,11 @@ class UnionResolver:
     """The resolver of a `Union`, for one balancer."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
+        self.parts = parts
         self._known: dict[int, Answer] = {}
 
     def __repr__(self) -> str:
-        return f"<UnionResolver of {', '.join(part.name for part in self._parts)}>"
+        return f"<UnionResolver of {', '.join(part.name for part in self.parts)}>"
 
     def resolve(self) -> Answer:
         """Return all known instances.
@@ -178,10 +181,10 @@ class UnionResolver:
         """
         failures = [
             (part, error)
-            for place, part in enumerate(self._parts)
+            for place, part in enumerate(self.parts)
             if (error := self._ask(place, part)) is not None
         ]
-        news = len(failures) < len(self._parts) or any(map(_absent, failures))
+        news = len(failures) < len(self.parts) or any(map(_absent, failures))
         if not (news and self._known):
             raise _failure(failures, absent=not self._known and any(map(_absent, failures)))
         answers = [self._known[place] for place in sorted(self._known)]
@@ -203,6 +206,32 @@ class UnionResolver:
         if isinstance(result, ServiceAbsent):
             self._known.pop(place, None)
         return result
+
+
+def confirmed_at(resolver: Resolver, answered_at: float) -> float:
+    """Return the time at which the last answer of a resolver was last known to be right: when it
+    was returned (`answered_at`), or when a watch has confirmed it later.
+
+    For a watch, only its own signs of life count, since it returns its last answer again and again.
+    The watches of a `Union` count together, without those that have failed.
+    """
+    while isinstance(resolver, FirstOfResolver) and resolver.serving is not None:
+        resolver = resolver.serving.resolver
+    if isinstance(resolver, WatchedResolver):
+        return resolver.heard_at
+    watches = [one.heard_at for one in _watches_of(resolver) if not one.failed]
+    return max(answered_at, min(watches, default=-math.inf))
+
+
+def _watches_of(resolver: Resolver) -> Iterator[WatchedResolver]:
+    """Yield the watches whose answers a resolver uses."""
+    if isinstance(resolver, WatchedResolver):
+        yield resolver
+    elif isinstance(resolver, UnionResolver):
+        for part in resolver.parts:
+            yield from _watches_of(part.resolver)
+    elif isinstance(resolver, FirstOfResolver) and resolver.serving is not None:
+        yield from _watches_of(resolver.serving.resolver)
 
 
 def _for_now(answer: Answer) -> Answer:

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from lbclient._internal.signals import Signal
+from lbclient.discovery.composite import confirmed_at
 from lbclient.discovery.resolver import Resolver, listed, text_of, usable
 from lbclient.discovery.scheduler import Backoff, jittered
 from lbclient.discovery.watched import WatchedResolver
@@ -176,10 +177,7 @@ class ServiceSubscription:
     @property
     def _confirmed_at(self) -> float:
         """The time at which the known set was last known to be right."""
-        if self._watch is not None:
-            return self._watch.heard_at
-        watches = [one.heard_at for one in self._watched if not one.failed]
-        return max(self._answered_at, min(watches, default=-math.inf))
+        return confirmed_at(self._resolver, self._answered_at)
 
     @property
     def _pending(self) -> bool:

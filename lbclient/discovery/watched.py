@@ -2,8 +2,9 @@
 watch again.
 
 A watch ends when it fails. The next watch begins after a wait of 1 to 30 s, or within 5 s if a call
-needs an answer. It begins at least one second after the previous watch began. Meanwhile the last
-good set of instances stays in use, as while lookups fail.
+needs an answer. It begins at least one second after the previous watch began. The wait is short
+again after a watch that went on for 30 s after its first answer. Meanwhile the last good set of
+instances stays in use, as while lookups fail.
 
 The subscription runs a round whenever the watch has an outcome (an answer or a failure). So an
 update takes effect at once. It is applied, reported and logged like the answer of a lookup.
@@ -46,6 +47,10 @@ _FIRST_ANSWER = 5.0
 longer."""
 _APART = 1.0
 """The minimum number of seconds from the start of a watch to the start of the next watch."""
+
+_LASTING = 30.0
+"""Seconds from the first answer of a watch to its end, after which the watch counts as a success.
+If each watch answers and then fails at once, the wait between watches grows."""
 
 
 class BackgroundWatcher(ABC):
@@ -180,7 +185,8 @@ class WatchedResolver:
         self.ticket = -1
         self.next_at: float = math.inf
         self.heard_at: float = -math.inf
-        """The time at which the watch last confirmed the answer in use."""
+        """The time at which the watch last confirmed an answer with an instance that may be
+        called."""
         self.notify: Callable[[], None] | None = None
         """Called, on any thread, when there is a new outcome."""
         self.checker: AddressChecker | None = None
@@ -190,6 +196,11 @@ class WatchedResolver:
         self._scheduler = scheduler
         self._backoff = Backoff(rng)
         self._outcome: Answer | Exception | None = None
+        self._confirmed_at = -math.inf
+        """The time at which the watch last sent or confirmed an answer with an instance, which may
+        be one that is refused."""
+        self._good: Answer | None = None
+        """The last answer with an instance that may be called."""
         self._traceback: TracebackType | None = None
         self._life: _Life | None = None
         self._answered = False
@@ -197,6 +208,8 @@ class WatchedResolver:
         answer."""
         self._closed = False
         self._started_at = -math.inf
+        self._answered_at = math.inf
+        """The time of the first answer of the current watch."""
         self._failed_at = -math.inf
         self._waiting: queue.SimpleQueue[None] | None = None
         fork.track(self)
@@ -229,8 +242,8 @@ class WatchedResolver:
 
     @property
     def failed(self) -> bool:
-        """True if the last outcome is no answer that can be used."""
-        return not isinstance(self._outcome, Answer) or not self._outcome.instances
+        """True if the last outcome is no answer that can be used, or was not checked yet."""
+        return self._outcome is None or self._outcome is not self._good
 
     def claim(self) -> bool:
         """Return True if the round is due. Only one thread runs rounds."""
@@ -247,7 +260,7 @@ class WatchedResolver:
             else:
                 life = self._life = _Life(self)
                 self._answered = False
-                self._started_at = self.clock()
+                self._started_at, self._answered_at = self.clock(), math.inf
                 self.next_at = self._started_at + _FIRST_ANSWER
         if life is None:
             self.tell()
@@ -280,12 +293,24 @@ class WatchedResolver:
         if self._outcome is None:
             self.start()
             self._wait_for_outcome()
-        outcome = self._outcome
+        with self._lock:
+            outcome, confirmed_at = self._outcome, self._confirmed_at
         if isinstance(outcome, Exception):
             raise outcome.with_traceback(self._traceback)
         if outcome is None:
             raise DiscoveryError(f"{self.name} has not answered within {_FIRST_ANSWER:g} s")
-        return outcome if self.checker is None else self.checker.check(outcome)
+        if self.checker is None:
+            return outcome
+        answer = self.checker.check(outcome)
+        with self._lock:
+            if answer.instances:
+                self._good = outcome
+                # If the next answer has come meanwhile, this one was right until then
+                self.heard_at = max(self.heard_at, confirmed_at)
+                self._hear()
+            elif self._good is outcome:
+                self._good = None
+        return answer
 
     def close(self) -> None:
         """Stop the watch for ever, without waiting for it."""
@@ -315,13 +340,16 @@ class WatchedResolver:
             self._note(outcome)
             self.next_at = math.inf
             if isinstance(outcome, Answer):
-                self._backoff.succeeded()
+                self._answered_at = min(self._answered_at, self.clock())
         self.tell()
 
     def confirm(self, life: _Life) -> None:
         """Record that the answer in use is still right, since the watch has called `alive`."""
-        if life is self._life and self._answered and not self.failed:
-            self.heard_at = self.clock()
+        with self._lock:
+            outcome = self._outcome if self._answered and life is self._life else None
+            if isinstance(outcome, Answer) and outcome.instances:
+                self._confirmed_at = self.clock()
+                self._hear()
 
     def end(self, life: _Life, error: Exception) -> None:
         """Record that a watch has ended, and plan the next watch."""
@@ -331,6 +359,8 @@ class WatchedResolver:
             self._life = None
             self._note(error)
             self._failed_at = self.clock()
+            if self._failed_at - self._answered_at >= _LASTING:
+                self._backoff.succeeded()
             wait = self._backoff.failed()
             self.next_at = max(self._failed_at + wait, self._started_at + _APART)
         self._scheduler.schedule(self)
@@ -350,7 +380,14 @@ class WatchedResolver:
         if isinstance(outcome, Exception):
             self._traceback = outcome.__traceback__
         elif outcome.instances:  # an empty answer is a failure, and the last good set stays in use
-            self.heard_at = self.clock()
+            self._confirmed_at = self.clock()
+            if self.checker is None:
+                self._good = outcome
+            self._hear()
+
+    def _hear(self) -> None:
+        if not self.failed:
+            self.heard_at = self._confirmed_at
 
     def tell(self) -> None:
         """Wake the round that waits for an outcome, and make another round due."""

@@ -494,6 +494,28 @@ def test_back_off_of_a_watch():
         assert max(1, 0.9 * most) <= gap <= most
 
 
+def test_back_off_of_a_watch_that_answers():
+    """The waits also grow if each watch answers and then fails; they are short again after a watch
+    that went on for half a minute after its answer."""
+
+    def script(update, _, ended):
+        update(at(1))
+        ended(DiscoveryError("gone"))
+
+    virtual = Virtual(script)
+    virtual.run(200)
+    gaps = [later - sooner for sooner, later in itertools.pairwise(virtual.starts)]
+    for gap, most in zip(gaps, (1, 2, 4, 8, 16, 30, 30, 30), strict=False):
+        assert max(1, 0.9 * most) <= gap <= most
+    virtual.source.script = lambda update, _, __: update(at(1))
+    virtual.run(31)
+    virtual.run(30)
+    starts = len(virtual.source.watches)
+    virtual.fail()
+    virtual.run(1)
+    assert len(virtual.source.watches) == starts + 1
+
+
 def test_a_call_that_needs_an_answer_starts_the_watch():
     """While no instance is known, calls make the watch begin within 5 s of its last failure."""
     virtual = Virtual(lambda _, __, ended: ended(DiscoveryError("gone")))
@@ -559,6 +581,29 @@ def test_max_stale():
     virtual.update(at(2))
     virtual.run(1)
     assert virtual.port() == 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "gone.test"])
+def test_max_stale_and_refused_instances(host):
+    """An answer whose instances are all refused, or have no address, does not confirm the set in
+    use, and neither do the signs of life after it; `max_stale` counts from the last good answer."""
+    refusing = Answer([Instance(host, 9)])
+    virtual = Virtual(lambda update, _, __: update(at(1)), max_stale=60, within="shop.test")
+    virtual.run(14)
+    virtual.update(refusing)
+    virtual.run(1)
+    virtual.alive()
+    assert virtual.balancer.snapshot().age == pytest.approx(21)
+    for _ in range(4):
+        virtual.run(10)
+        virtual.alive()
+        virtual.update(refusing)
+    with pytest.raises(DiscoveryError, match="max_stale=60 allows"):
+        virtual.port()
+    virtual.update(at(2))
+    virtual.run(1)
+    assert virtual.port() == 2
+    assert virtual.balancer.snapshot().age == pytest.approx(1)
 
 
 def test_a_burst_of_updates():
@@ -686,6 +731,34 @@ def test_age_of_a_composite():
         assert balancer.snapshot().age == 100
         scripted[1].watches[0][1]()
         assert balancer.snapshot().age == 0
+
+
+def test_age_of_a_first_of():
+    """The age of a FirstOf, and `max_stale`, follow the part in use: neither its other parts nor
+    the rounds that ask all parts again make its set younger or older."""
+    now = [0.0]
+    first, second, third = (Scripted(lambda *_: None, name) for name in ("a", "b", "c"))
+    second.script = lambda update, _, __: update(at(1))
+    third.script = lambda update, _, __: update(at(2))
+    first.script = lambda _, __, ended: ended(DiscoveryError("gone"))
+    service = FirstOf(first, second, third)
+    with Balancer(service, clock=lambda: now[0], max_stale=60) as balancer:
+        assert balancer.call(port) == 1
+        balancer.refresh()
+        now[0] = 50.0
+        second.watches[0][1]()
+        assert balancer.snapshot().age == 0
+        now[0] = 100.0
+        for one in third.watches:
+            one[1]()
+        assert balancer.snapshot().age == 50
+        second.script = lambda *_: None
+        second.watches[0][2](DiscoveryError("gone"))
+        until(lambda: balancer.snapshot().error is not None)
+        assert balancer.call(port) == 1
+        now[0] = 111.0
+        with pytest.raises(DiscoveryError, match=r"61\.0 s old, more than max_stale=60 allows"):
+            balancer.call(port)
 
 
 # Threads, processes
