@@ -47,6 +47,7 @@ from lbclient.endpoint.instance import Answer
 from lbclient.errors import DiscoveryError
 from tests.support.consul import Agent, encoded, parse_policy
 from tests.support.dns import Liar
+from tests.support.etcd import Watching
 from tests.support.http import Server, tells_port
 from tests.support.slow import slow_rows
 from tests.support.watchers import until
@@ -719,6 +720,23 @@ def test_signs_of_life(agent, watch, monkeypatch):
         agent.touch("orders")
         second.until_asked(8, "/v1/status/leader")
         assert len(agent.asked("/v1/status/leader")) == number
+
+
+def test_signs_of_life_of_a_datacenter(agent, watch, monkeypatch):
+    """The agent is asked for the leader of the datacenter whose service is watched."""
+    monkeypatch.setattr(consul, "_SIGN", 0.02)
+    watch("orders", agent.address, dc="eu")
+    agent.until_asked(1, "/v1/status/leader")
+    assert agent.asked("/v1/status/leader")[0].get("dc") == "eu"
+
+
+def test_signs_of_life_without_an_event_loop(agent):
+    """A watch on a thread of its own, as under gevent, makes queries that end within half a minute,
+    so that the age of the answer stays below it."""
+    with Watching(Consul("orders", agent.address), on_thread=True) as watching:
+        watching.answers.get(timeout=20)
+        agent.until_asked(2)
+    assert 22 <= int(agent.asked()[1].get("wait").removesuffix("s")) <= 25
 
 
 def test_tls(watch, monkeypatch, tmp_path):

@@ -33,8 +33,8 @@ from lbclient.discovery.pushed import etcd as etcd_module
 from lbclient.discovery.pushed.api import RegistryApi
 from lbclient.discovery.pushed.etcd import Keys, entry_of, message_of, page_of
 from lbclient.discovery.registration import Registration
-from lbclient.discovery.registration.etcd import value_of
-from lbclient.discovery.registration.registrar import UpdateError
+from lbclient.discovery.registration.etcd import EtcdRegistrar, value_of
+from lbclient.discovery.registration.registrar import RegistrarOptions, UpdateError
 from lbclient.endpoint.instance import RejectedRecord
 from tests.support import etcd as support
 from tests.support.etcd import NEEDED, Tunnel, Watching
@@ -1133,6 +1133,31 @@ def test_registration_that_fails(servers, answer, text):
         Registration("orders", ME, via=Etcd("/o/", server.url)).__enter__()
     assert "127.0.0.1:8080 as orders could not be registered: " in str(caught.value)
     assert server.hits == 1
+
+
+def test_keep_alive_that_fails(servers):
+    """An error in a response with status 200 is not a lost lease: the same lease is kept alive
+    later, and no other lease is granted."""
+    failed = threading.Event()
+
+    def answers(connection, request):
+        if request.target.endswith("/keepalive") and not failed.is_set():
+            failed.set()
+            connection.answer(200, b'{"error": {"grpc_code": 14, "message": "no leader"}}')
+        elif request.target.endswith("/keepalive"):
+            connection.answer(200, b'{"result": {"ID": "7", "TTL": "60"}}')
+        else:
+            connection.answer(200, b'{"ID": "7", "TTL": "60", "count": "1"}')
+
+    (server,) = servers(answers)
+    options = RegistrarOptions(ME, 60, None, time.monotonic)
+    registrar = EtcdRegistrar(Etcd("/o/", server.url), options)
+    registrar.put(5)
+    with pytest.raises(UpdateError, match=r"answered /v3/lease/keepalive with an error: no leader"):
+        registrar.put(5)
+    registrar.put(5)
+    registrar.put(5)
+    assert targets(server) == ["grant", "put", *["keepalive"] * 2, "range", "keepalive", "range"]
 
 
 def test_lost_answer(servers):

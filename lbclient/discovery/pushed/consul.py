@@ -37,6 +37,8 @@ _WAIT = 300
 """The maximum number of seconds for which a query blocks. Up to a tenth is subtracted at random, so
 that clients that start at the same time do not ask at the same time. Consul adds up to a sixteenth.
 """
+_SHORT_WAIT = 25
+"""The same on a thread of its own, where no other request shows that the agent is alive."""
 _SLOWER = 1 / 16
 _MARGIN = 10.0
 _SIGN = 30.0
@@ -137,13 +139,13 @@ class Consul(PushedSource):
         """Report the instances whenever they change.
 
         A query may block for minutes. Meanwhile it does not show whether the agent is alive. So on
-        an event loop, the agent is also asked for the leader of its cluster, every half minute. Its
-        answer shows that it is alive.
+        an event loop, the agent is also asked for the leader of the cluster, every half minute. Its
+        answer shows that it is alive. Elsewhere queries block for less than half a minute.
         """
         if not api.on_loop:
             await self._follow(api, update, alive)
             return
-        signs = asyncio.create_task(_signs_of_life(api, alive))
+        signs = asyncio.create_task(_signs_of_life(api, alive, self.dc))
         try:
             await self._follow(api, update, alive)
         finally:
@@ -157,7 +159,7 @@ class Consul(PushedSource):
         while True:
             params, seconds = self._params(), _FIRST
             if index:
-                wait = round(_WAIT * (1 - api.rng.random() / 10))
+                wait = round((_WAIT if api.on_loop else _SHORT_WAIT) * (1 - api.rng.random() / 10))
                 params |= {"index": str(index), "wait": f"{wait}s"}
                 seconds = wait * (1 + _SLOWER) + _MARGIN
             reply = await api.get(path, params, timeout=seconds)
@@ -186,13 +188,14 @@ class Consul(PushedSource):
         return {} if token is None else {"X-Consul-Token": token}
 
 
-async def _signs_of_life(api: RegistryApi, alive: Alive) -> None:
-    """Ask the agent for the leader of its cluster, and call `alive` after each answer. This request
-    needs no permission."""
+async def _signs_of_life(api: RegistryApi, alive: Alive, dc: str | None) -> None:
+    """Ask the agent for the leader of a datacenter, and call `alive` after each answer. This
+    request needs no permission."""
+    params = None if dc is None else {"dc": dc}
     while True:
         await api.pause(_SIGN * (1 - api.rng.random() / 10))
         with contextlib.suppress(DiscoveryError):  # the query will fail, or take too long
-            if (await api.get("/v1/status/leader")).json():
+            if (await api.get("/v1/status/leader", params)).json():
                 alive()
 
 

@@ -302,9 +302,12 @@ class EtcdCluster:
 
     def ended(self, reason: str) -> DiscoveryError:
         """Return the error of a watch that etcd has ended."""
+        return self._error(reason, "ended the watch")
+
+    def _error(self, reason: str, what: str) -> DiscoveryError:
         status = 401 if _token_is_refused(reason) else 403 if "permission" in reason else 503
         said = self.api.clean(reason) or "without a reason"
-        return StatusError(f"{self} ended the watch: {said}", status)
+        return StatusError(f"{self} {what}: {said}", status)
 
     async def _authenticate(self, until: float) -> None:
         """Get a token."""
@@ -330,7 +333,10 @@ class EtcdCluster:
             raise DiscoveryError(f"{self} was not asked: no time was left")
         share = left / (len(self._source.endpoints) - len(self._failures))
         seconds = min(left, max(share, _SHORTEST))
-        return _object((await self.api.post(path, document, timeout=seconds)).json())
+        answer = _object((await self.api.post(path, document, timeout=seconds)).json())
+        if answer.get("error"):  # the gateway reports an error after the response has begun
+            raise self._error(_reason(answer), f"answered {path} with an error")
+        return answer
 
     def _use_next_member(self, error: DiscoveryError) -> None:
         """Use the next member. Raises an error if this cannot help, or if all members have failed
@@ -467,8 +473,7 @@ def message_of(document: object) -> Message:
     """Parse a message of a watch. Raises DiscoveryError."""
     answer = _object(document)
     if "result" not in answer:  # the gateway reports an error after the response has begun
-        error = _object(answer.get("error"))
-        return Message(ended=_of(error, "message", str))
+        return Message(ended=_reason(answer))
     result = _object(answer["result"])
     header = _object(result.get("header"))
     compacted = _integer(result, "compact_revision") > 0
@@ -481,6 +486,11 @@ def message_of(document: object) -> Message:
         _of(result, "cancel_reason", str) if canceled and not compacted else None,
         [_event(one) for one in _of(result, "events", list)],
     )
+
+
+def _reason(answer: Mapping[str, Any]) -> str:
+    """Return the text of an error that the gateway reports in a response with status 200."""
+    return _of(_object(answer.get("error")), "message", str)
 
 
 def entry_of(key: bytes, value: bytes) -> Instance | RejectedRecord:
