@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import http.client
+import itertools
 import json
 import os
 import pty
@@ -15,9 +16,9 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -32,7 +33,7 @@ from lbclient.cli.resolve import Reporter
 from lbclient.discovery.registry import URL_SOURCES, UrlSource, pushed
 from lbclient.errors import DiscoveryError
 from tests.support.dns import Bind, Liar, silence
-from tests.support.watchers import Scripted
+from tests.support.watchers import Scripted, until
 
 MAIN = "import sys; from lbclient.cli import main; sys.exit(main())"
 SHORT = """
@@ -738,18 +739,24 @@ def test_resolve_of_a_watch_that_fails(registry, capfd, caplog):
     assert not caplog.messages
 
 
-def test_watch_of_a_watched_service(registry, capfd):
+def test_watch_of_a_watched_service(registry, monkeypatch, tmp_path):
     """With `--watch` each update is shown at once; a failed watch is told with its next try, and
     after an interrupt the watch is stopped."""
-    lines = []
+    path = tmp_path / "shown"  # to empty capfd while a line is written would lose the line
+    shown = path.open("w", buffering=1)
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stderr", shown)
+    numbers = itertools.count()
+    over = threading.Event()
+
+    def printed(number):
+        assert not over.is_set()
+        return path.read_text().count("\n") > number
 
     def next_line():
         """What is printed next, without its time."""
-        while not lines:
-            out, err = capfd.readouterr()
-            lines.extend((out + err).splitlines())
-            time.sleep(0.001)
-        return re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "", lines.pop(0))
+        until(partial(printed, number := next(numbers)))
+        return re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d ", "", path.read_text().split("\n")[number])
 
     def script():
         try:
@@ -761,12 +768,17 @@ def test_watch_of_a_watched_service(registry, capfd):
             ended(DiscoveryError("no leader"))
             said += [next_line(), next_line()]
         finally:
-            signal.raise_signal(signal.SIGINT)
+            if not over.is_set():
+                signal.raise_signal(signal.SIGINT)
         return said
 
     with ThreadPoolExecutor(1) as pool:
         said = pool.submit(script)
-        assert main(["resolve", "http+mine://orders", "--watch"]) == 130
+        try:
+            assert main(["resolve", "http+mine://orders", "--watch"]) == 130
+        finally:
+            over.set()
+            shown.close()
     left, joined, failed, again = said.result()
     assert left == "left 10.0.0.1:80"
     assert joined.startswith("joined 10.0.0.2:80: priority 0")

@@ -106,17 +106,21 @@ def test_kubectl_watches(cluster, kubectl):
                     found, end = decoder.raw_decode(text)
                     text = text[end:].lstrip()
                     return found["type"], found["object"]["metadata"]["name"]
-                text += process.stdout.readline()
+                line = process.stdout.readline()
+                assert line
+                text += line
 
-        assert event() == ("ADDED", "a")
-        cluster.wait_until_watched()
-        cluster.put(a_slice("b", ["10.0.0.2"]))
-        assert event() == ("ADDED", "b")
-        cluster.put(a_slice("a", ["10.0.0.3"]))
-        assert event() == ("MODIFIED", "a")
-        cluster.delete("b")
-        assert event() == ("DELETED", "b")
-        process.terminate()
+        try:
+            assert event() == ("ADDED", "a")
+            cluster.wait_until_watched()
+            cluster.put(a_slice("b", ["10.0.0.2"]))
+            assert event() == ("ADDED", "b")
+            cluster.put(a_slice("a", ["10.0.0.3"]))
+            assert event() == ("MODIFIED", "a")
+            cluster.delete("b")
+            assert event() == ("DELETED", "b")
+        finally:
+            process.kill()
 
 
 @needs_kubectl

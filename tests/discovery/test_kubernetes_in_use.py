@@ -12,6 +12,7 @@ import logging
 import random
 import threading
 import time
+from operator import gt
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -164,7 +165,7 @@ def test_service_that_is_recreated(cluster, servers):
 @pytest.mark.slow
 def test_changes_under_load(cluster, servers):
     """Under 200 calls/s a change is in use within half a second of the API server having it
-    (p99)."""
+    (median), and within 1.5 s (p99); `benchmarks/discovery.py` has the strict bound."""
     steady, *others = servers(*[tells_port] * 11)
     slices(cluster, steady)
     took = []
@@ -187,26 +188,32 @@ class AsyncCalls:
         self.client = client
         self.failures = []
         self.answers = set()
-        self._tasks, self._pause = tasks, 1 / rate
+        self._ended, self._pause = [0] * tasks, 1 / rate
 
     async def __aenter__(self):
         await self.client.get("/")
         self._group = anyio.create_task_group()
         await self._group.__aenter__()
-        for _ in range(self._tasks):
-            self._group.start_soon(self._run)
+        for task in range(len(self._ended)):
+            self._group.start_soon(self._run, task)
         return self
 
     async def __aexit__(self, *error):
         self._group.cancel_scope.cancel()
         await self._group.__aexit__(*error)
 
-    async def _run(self):
+    async def another_round(self):
+        """Wait until each task has ended the call that is in flight, or its next one."""
+        before = list(self._ended)
+        await anyio.to_thread.run_sync(until, lambda: all(map(gt, self._ended, before)))
+
+    async def _run(self, task):
         while True:
             try:
                 self.answers.add((await self.client.get("/")).raise_for_status().text)
             except Exception as error:  # noqa: BLE001  # the test shows it
                 self.failures.append(error)
+            self._ended[task] += 1
             await anyio.sleep(self._pause)
 
 
@@ -224,8 +231,10 @@ async def test_polite_shutdowns(cluster, servers):
                 ended = endpoint(now.host, ready=False, serving=True, terminating=True)
                 cluster.put(a_slice(f"p{number - 1}", [ended], now.port))
                 await anyio.to_thread.run_sync(until_gone, client, now.port)
-                await anyio.sleep(0.5)
+                await calls.another_round()
                 before = now.hits
+                await calls.another_round()
+                await calls.another_round()
                 await anyio.to_thread.run_sync(now.stop)
                 assert now.hits == before
                 cluster.delete(f"p{number - 1}")
@@ -240,11 +249,14 @@ def test_api_server_that_is_gone(cluster, servers):
     one step of the back-off."""
     first, second = servers(tells_port, tells_port)
     slices(cluster, first)
-    with lbclient.Client(orders(cluster), allow=LOOPBACK) as client, Calls(client) as calls:
+    events = []
+    with (
+        lbclient.Client(orders(cluster), allow=LOOPBACK, listener=events.append) as client,
+        Calls(client) as calls,
+    ):
         cluster.wait_until_watched()
         cluster.stop()
-        until(lambda: client.balancer.snapshot().error is not None)
-        time.sleep(3)
+        until(lambda: sum(isinstance(one, lbclient.DiscoveryFailed) for one in list(events)) == 3)
         slices(cluster, second)
         cluster.restart()
         assert seconds(lambda: calls.ports == {second.port}) <= 5 + BUSY

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
@@ -221,28 +222,28 @@ def drips_in_chunk_size(connection, _):
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behaviour", "seconds", "said"),
     [
-        (hangs_up, "the connection to Registry at {url} failed: Server disconnected"),
-        (dies_in_body, "the connection to Registry at {url} failed: "),
-        (lambda connection, _: connection.send(b"\x00nonsense\r\n\r\n"), "the connection to "),
-        (drips(0.01), "Registry at {url} did not answer within 0.2 s"),
-        (drips_headers(0.01), "Registry at {url} did not answer within 0.2 s"),
-        (drips_in_chunk_size, "Registry at {url} did not answer within 0.2 s"),
-        (Gate(), "Registry at {url} did not answer within 0.2 s"),
-        (says(200, b"[" * 100_000), "Registry at {url} sent invalid JSON: nested too deeply"),
-        (says(200, b'{"a": \xff}'), "Registry at {url} sent invalid JSON: not UTF-8"),
-        (says(200, b""), "Registry at {url} sent invalid JSON: Expecting value"),
-        (says(200, b"9" * 5000), "Registry at {url} sent invalid JSON: "),
+        (hangs_up, 20, "the connection to Registry at {url} failed: Server disconnected"),
+        (dies_in_body, 20, "the connection to Registry at {url} failed: "),
+        (lambda connection, _: connection.send(b"\x00nonsense\r\n\r\n"), 20, "the connection to "),
+        (drips(0.01), 0.2, "Registry at {url} did not answer within 0.2 s"),
+        (drips_headers(0.01), 0.2, "Registry at {url} did not answer within 0.2 s"),
+        (drips_in_chunk_size, 0.2, "Registry at {url} did not answer within 0.2 s"),
+        (Gate(), 0.2, "Registry at {url} did not answer within 0.2 s"),
+        (says(200, b"[" * 100_000), 20, "Registry at {url} sent invalid JSON: nested too deeply"),
+        (says(200, b'{"a": \xff}'), 20, "Registry at {url} sent invalid JSON: not UTF-8"),
+        (says(200, b""), 20, "Registry at {url} sent invalid JSON: Expecting value"),
+        (says(200, b"9" * 5000), 20, "Registry at {url} sent invalid JSON: "),
     ],
 )
-def test_failures_of_the_network(servers, carry_out, behaviour, said):
+def test_failures_of_the_network(servers, carry_out, behaviour, seconds, said):
     """Each failure is a DiscoveryError that names the registry and its address."""
     (server,) = servers(behaviour)
     api = session(server, headers=bearer)
 
     async def ask():
-        return (await api.get("/", timeout=0.2)).json()
+        return (await api.get("/", timeout=seconds)).json()
 
     with pytest.raises(DiscoveryError) as caught:
         carry_out(api, ask)
@@ -316,6 +317,7 @@ def test_certificates_that_are_not_trusted(tls, carry_out):
 def test_tls_that_never_begins(carry_out):
     """A connection on which TLS does not begin in time is closed."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
         api = session(f"https://127.0.0.1:{listener.getsockname()[1]}")
 
         async def ask():
@@ -372,14 +374,16 @@ def test_a_silent_stream(servers, carry_out):
 
     (server, other) = servers(streams(b"one\n"), trickles)
 
-    async def read(api, got):
-        async with api.stream("GET", "/", silence=0.1) as lines:
-            got.extend([line async for line in lines])
+    async def read(api, silence, got):
+        async with api.stream("GET", "/", silence=silence) as lines:
+            async for line in lines:
+                got.append(line)  # a list of them all would never be there
 
-    for one in (server, other):
+    for one, silence, lines in ((server, 0.5, [b"one"]), (other, 0.1, [])):
         api, got = session(one), []
-        with pytest.raises(DiscoveryError, match=r"sent nothing for 0\.1 s"):
-            carry_out(api, lambda api=api, got=got: read(api, got))
+        with pytest.raises(DiscoveryError, match=rf"sent nothing for {silence} s"):
+            carry_out(api, partial(read, api, silence, got))
+        assert got == lines
 
 
 def test_a_long_line(servers, carry_out, monkeypatch):

@@ -1391,7 +1391,7 @@ class Registry:
 
 
 class InMemory:
-    interval = 0.05
+    interval = 3600.0
 
     def __init__(self, registry, options):
         if options.instance.path:
@@ -1431,8 +1431,9 @@ def test_via(registry):
     assert first is not second
 
 
-def test_registrar_sets_the_pace(registry):
+def test_registrar_sets_the_pace(registry, monkeypatch):
     """The time between renewals is the registrar's, and not the TTL."""
+    monkeypatch.setattr(InMemory, "interval", 0.05)
     renewed = threading.Event()
     with Registration("orders", Instance("127.0.0.1", 80), via=registry, ttl=3600):
         registry.hooks = [renewed.set]
@@ -1464,7 +1465,6 @@ def test_registry_that_refuses(registry, undecided, left):
 def test_registry_that_is_gone_at_the_end(registry, caplog):
     """If the instance cannot be removed, a warning is logged and nothing is raised."""
     with Registration("orders", Instance("127.0.0.1", 80), via=registry):
-        registry.registrars[-1].interval = 3600
         registry.hooks = [fail("gone")] * 2
     assert "127.0.0.1:80 as orders may stay registered: gone" in caplog.messages
 

@@ -150,11 +150,13 @@ def test_failure_keeps_the_set_and_starts_again(balancers, caplog):
     balancer.call(port)
     registry.wait()
     with caplog.at_level(logging.INFO, "lbclient"):
+        registry.answer = None
         registry.end(DiscoveryError("no leader"))
         until(lambda: balancer.snapshot().error is not None)
         assert str(balancer.snapshot().error) == "no leader"
         assert balancer.call(port) == 1
         registry.wait()
+        registry.update(several(1))
         until(lambda: len(caplog.messages) == 2)
     assert balancer.snapshot().error is None
     first, second = registry.started_at
@@ -184,6 +186,7 @@ def test_end_of_a_watch_is_a_failure(balancers, outcome, said):
     balancer = balancers(registry, listener=failures.append)
     balancer.call(port)
     registry.wait()
+    registry.answer = None  # the watch that follows does not end the failure
     registry.end(outcome)
     until(lambda: [one for one in failures if isinstance(one, DiscoveryFailed)])
     assert lbclient.discovery.resolver.text_of(balancer.snapshot().error) == said
@@ -341,16 +344,20 @@ def test_close_before_the_first_call(balancers):
 
 def test_updates_after_the_end_do_nothing(balancers, caplog):
     """What a closed watch sends, or how it ends, changes nothing and is not logged."""
-    registry = Registry(several(1))
-    balancer = balancers(registry)
+    registry, later = Registry(several(1)), Registry(several(1))
+    balancer, other = balancers(registry), balancers(later)
     balancer.call(port)
+    other.call(port)
     registry.wait()
+    later.wait()
     balancer.close()
     assert registry.left.acquire(timeout=LIMIT)
     caplog.clear()
     registry.update(several(2))
     registry.update(None)
     registry.alive()
+    later.update(several(3))
+    until(lambda: ports(other) == [3])
     assert ports(balancer) == [1]
     assert balancer.snapshot().error is None
     assert not caplog.messages
@@ -385,7 +392,6 @@ def test_watcher_in_the_background(balancers):
     scripted.watches[1][0](several(5))
     until(lambda: ports(other) == [5])
     assert ports(one) == [3]
-    assert threading.active_count() < 20
 
 
 # Time
@@ -490,7 +496,7 @@ def test_back_off_of_a_watch():
     virtual = Virtual(lambda _, __, ended: ended(DiscoveryError("gone")))
     virtual.run(200)
     gaps = [later - sooner for sooner, later in itertools.pairwise(virtual.starts)]
-    for gap, most in zip(gaps, (1, 2, 4, 8, 16, 30, 30, 30), strict=False):
+    for gap, most in zip(gaps[:8], (1, 2, 4, 8, 16, 30, 30, 30), strict=True):
         assert max(1, 0.9 * most) <= gap <= most
 
 
@@ -851,9 +857,11 @@ def test_close_during_updates(seed):
 def test_close_of_a_watcher_may_fail_or_block(balancers, caplog):
     """An exception of a watcher's `close`, or a `close` that blocks, is nobody's problem."""
     blocked = threading.Event()
+    closing: list[threading.Thread] = []
 
     class Stubborn(Registry):
         def close(self) -> None:
+            closing.append(threading.current_thread())
             super().close()
             blocked.wait(LIMIT)
             raise RuntimeError("no")
@@ -865,6 +873,8 @@ def test_close_of_a_watcher_may_fail_or_block(balancers, caplog):
     assert registry.closed.wait(LIMIT)
     blocked.set()
     assert registry.left.acquire(timeout=LIMIT)
+    closing[0].join(LIMIT)
+    assert not closing[0].is_alive()
     assert not [one for one in caplog.messages if "no" in one.split()]
 
 
@@ -955,7 +965,12 @@ def work():
     while balancer.call(port) != 2:
         time.sleep(0.001)
     of_parent(Answer([Instance("10.0.0.1", 99)]))
-    time.sleep(0.2)
+    later = Registry()
+    other = Balancer(later)
+    other.call(port)
+    later.update(Answer([Instance("10.0.0.1", 5)]))
+    while other.call(port) != 5:
+        time.sleep(0.001)
     print(balancer.call(port), registry.pids == [os.getppid(), os.getpid()], flush=True)
     balancer.close()
 child(work)
@@ -979,7 +994,12 @@ def work():
     del balancer
     import gc
     gc.collect()
-    time.sleep(0.2)
+    later, closed = Registry(), threading.Event()
+    later.close = closed.set
+    other = Balancer(later)
+    other.call(port)
+    other.close()
+    assert closed.wait(20)
 child(work)
 print("alive", balancer.call(port), flush=True)
 """

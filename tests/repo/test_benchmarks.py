@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.etcd import NEEDED
 from tests.support.slow import slow_rows
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -41,10 +42,14 @@ def test_churn_prints_its_rows():
 
 
 @pytest.mark.slow
-def test_discovery_prints_its_rows():
-    """`discovery.py --quick` measures a watcher of its own, and names its goals."""
-    said = quick("discovery.py", "a Watcher")
-    assert sum("  a Watcher: " in line for line in said) == 5
+@pytest.mark.parametrize(
+    "source",
+    ["Kubernetes", "Consul", pytest.param("etcd", marks=NEEDED), "a Watcher"],
+)
+def test_discovery_prints_its_rows(source):
+    """`discovery.py --quick` measures each source, and names its goals."""
+    said = quick("discovery.py", source)
+    assert sum(f"  {source}: " in line for line in said) == 5
     assert sum("goal" in line for line in said) == 4
 
 

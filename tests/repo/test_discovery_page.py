@@ -36,6 +36,7 @@ from lbclient.discovery.dns.nameservers import nameservers_of
 from lbclient.discovery.dns.srv import SrvResolver
 from tests.support import dns as support
 from tests.support.http import Server, says, tells_port
+from tests.support.watchers import until
 
 pytestmark = pytest.mark.anyio
 
@@ -824,11 +825,9 @@ def test_own_watcher_as_documented(servers):
         lines.put(f"127.0.0.1:{first.port}\n")
         assert answered(client, 3) == {first.port: 3}
         lines.put(f"127.0.0.1:{second.port}\n")
-        while answered(client, 1) != {second.port: 1}:
-            pass
+        until(lambda: answered(client, 1) == {second.port: 1})
         client.close()
         assert watcher._closed.wait(20)
-        while any(one.name == "lbclient-watch" for one in threading.enumerate()):
-            time.sleep(0.001)
+        until(lambda: "lbclient-watch" not in {one.name for one in threading.enumerate()})
     over.set()
     assert registry.requests[0].target == "/services/orders/changes"
