@@ -34,6 +34,7 @@ from lbclient._internal import validation
 from lbclient._internal.blocking import run_blocking
 from lbclient._internal.fork import Lazy
 from lbclient._internal.version import __version__
+from lbclient.discovery.entries import short
 from lbclient.errors import DiscoveryError
 
 __all__ = [
@@ -60,8 +61,6 @@ _LONGEST = 16 << 20
 tenth of this."""
 _EXPLANATION = 16 << 10
 """The number of bytes that are read of a response with an unexpected status."""
-_SHOWN = 300
-"""The number of characters of the registry's explanation that an error shows."""
 _UNKNOWN_ISSUER = {18, 19, 20, 21}
 """OpenSSL's codes for a certificate that no known authority has signed."""
 _SENT = 8
@@ -111,18 +110,12 @@ def _parsed(data: bytes, registry: str) -> Any:
     except RecursionError:
         raise DiscoveryError(f"{registry} sent invalid JSON: nested too deeply") from None
     except ValueError as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeError) else _in_a_line(str(error))
+        reason = "not UTF-8" if isinstance(error, UnicodeError) else short(str(error))
         raise DiscoveryError(f"{registry} sent invalid JSON: {reason}") from None
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
-
-
-def _in_a_line(text: str) -> str:
-    """Shorten a text for a log or a screen, and escape characters that are not printable."""
-    cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 class _Io(Protocol):
@@ -694,7 +687,7 @@ class RegistryApi:
         secrets."""
         for one in sorted(self._secrets(), key=len, reverse=True):
             text = text.replace(one, "...")
-        return _in_a_line(text.strip())
+        return short(text.strip())
 
     def _secrets(self) -> set[str]:
         return self._own_secrets.union(*self._sent)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import SplitResult
 
 from lbclient._internal import validation
+from lbclient.discovery.entries import short, sorted_out
 from lbclient.discovery.pushed.api import (
     LostConnection,
     RegistryApi,
@@ -49,8 +50,6 @@ _AGAIN = 1.0
 """Seconds from the start of a watch to the start of the next one, at least."""
 _BRIEF = 10.0
 """Seconds. A longer watch may end for any reason, since proxies end idle connections."""
-_MOST = 100
-"""At most this many refused endpoints are listed one by one."""
 
 
 class Kubernetes(PushedSource):
@@ -278,10 +277,7 @@ class _Slices:
         for one in slices:
             found.update(one.instances)
         self._join(slices, found)
-        refused = [record for one in slices for record in one.refused]
-        if len(refused) > _MOST:
-            more = f"{len(refused) - _MOST} more"
-            refused = [*refused[:_MOST], RejectedRecord(more, "not listed one by one")]
+        _, refused = sorted_out(record for one in slices for record in one.refused)
         if not found:
             refused.append(RejectedRecord(self._name, self._why_none(slices)))
         return answer_of_distinct(found.values(), refused)  # no two have the same address and port
@@ -331,7 +327,7 @@ def _parsed(
     port, reason = _port_of(_array(document.get("ports")), wanted)
     if port is None:
         if ready:
-            parsed.refused.append(RejectedRecord(_shown(name), reason))
+            parsed.refused.append(RejectedRecord(short(name), reason))
         return parsed
     for one in ready:
         address = next(map(_text, _array(one.get("addresses"))), "")
@@ -345,7 +341,7 @@ def _parsed(
             if (instance := before.get(key)) is None or instance.metadata != metadata:
                 instance = Instance(host, port, metadata=metadata)
         except ValueError as error:
-            parsed.refused.append(RejectedRecord(_shown(address), _shown(str(error))))
+            parsed.refused.append(RejectedRecord(short(address), short(str(error))))
             continue
         parsed.instances[key] = instance
         if uid := _text(pod.get("uid")):
@@ -413,11 +409,6 @@ def _array(value: object) -> list[Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _shown(text: str) -> str:
-    cut = text if len(text) <= _MOST else f"{text[:_MOST]}..."
-    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def _label(name: str, value: object) -> str:
