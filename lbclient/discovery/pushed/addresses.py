@@ -111,7 +111,8 @@ class AddressChecker:
         reasons = {
             one: reason
             for one in answer.instances
-            if (reason := self._address_filter.refuses_name(one.host)) is not None
+            if (one.addresses or one.host not in self._fine)  # otherwise it is an allowed address
+            and (reason := self._address_filter.refuses_name(one.host)) is not None
             and not validation.is_address(one.host)
         }
         if not reasons:
