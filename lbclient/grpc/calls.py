@@ -57,10 +57,10 @@ class Rpc(BaseRpc):
         super()._wait_for_instance()
 
     def _restart(self) -> None:
-        (self._context or contextvars.copy_context()).run(super()._restart)
+        context = contextvars.copy_context() if self._context is None else self._context.copy()
+        context.run(super()._restart)  # another thread may still be in the context itself
 
-    def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
-        self._run = run
+    def _begin(self, attempt: protocol.Attempt[Any]) -> None:
         owner, (metadata, credentials, compression) = self._owner, self._arguments
         subchannel = owner.subchannel(attempt.endpoint)
         request = self._request if self.requests is None else iter(self.requests)

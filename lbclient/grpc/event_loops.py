@@ -84,8 +84,7 @@ class AioRpc(BaseRpc):
             compression=compression,
         )
 
-    def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
-        self._run = run
+    def _begin(self, attempt: protocol.Attempt[Any]) -> None:
         subchannel = self._owner.subchannel(attempt.endpoint)
         inner = self._begun(attempt, subchannel)
         self._became(attempt, inner, subchannel)

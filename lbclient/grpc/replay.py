@@ -71,7 +71,10 @@ class SentRequests:
             self._committed = self._committed or self._bytes > _MOST_BYTES
 
     def get(self, index: int) -> Message:
-        """Return the request at this index for the current attempt."""
+        """Return the request at this index for the current attempt. Raises LookupError if this
+        request is no longer stored: then the call is not repeated."""
+        if index < self._base:
+            raise LookupError("a request that was sent before is no longer stored")
         found = self._messages[index - self._base]
         while self._committed and self._base <= index:
             self._messages.popleft()
@@ -92,7 +95,7 @@ class Replay:
         self._serializer = serializer
         self._sent = SentRequests()
         self._lock = threading.Lock()
-        """The lock that is held while `_kept` is used."""
+        """The lock that is held while `_sent` is used."""
         self._taking = threading.Lock()
         """The thread that waits for the caller's iterator holds this lock."""
         self._error: BaseException | None = None

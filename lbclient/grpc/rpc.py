@@ -213,7 +213,11 @@ class BaseRpc:
             self._conclude(self._errors.of(error))
 
     def _carry_out(self, call: protocol.Call[Any]) -> None:
-        self._run = protocol.start(call, self._begin, self._decided, self._rest)
+        # Stored before it begins, since the RPC may begin again before `run` returns.
+        self._run = run = protocol.CallbackRun(call, self._begin, self._decided, self._rest)
+        if self.cancelled:  # `cancel` may not have seen this run
+            run.cancel(self._errors.cancelled_by_caller())
+        run.run()
 
     def _left(self) -> float | None:
         return None if self.ends is None else self.ends - time.monotonic()
@@ -231,7 +235,7 @@ class BaseRpc:
             details = "the channel is closed"
             self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, details))
 
-    def _begin(self, run: protocol.CallbackRun[Any], attempt: protocol.Attempt[Any]) -> None:
+    def _begin(self, attempt: protocol.Attempt[Any]) -> None:
         """Begin an attempt."""
         raise NotImplementedError
 
@@ -337,7 +341,7 @@ class BaseRpc:
                 self._end()
         elif self.cancelled:
             self._conclude(self._errors.cancelled_by_caller())
-        elif self._wait_for_ready and is_waited_for(outcome):
+        elif self._wait_for_ready and is_waited_for(outcome) and self._can_be_sent_again():
             self._wait_for_instance()
         else:
             if isinstance(outcome, grpc.RpcError) and self._call is not None:
@@ -345,6 +349,9 @@ class BaseRpc:
                 if info.attempts and not hasattr(outcome, "__notes__"):
                     protocol.explain(outcome, info)
             self._conclude(outcome)
+
+    def _can_be_sent_again(self) -> bool:
+        return self.requests is None or self.requests.replayable()
 
     def _wait_for_instance(self) -> None:
         """Begin the RPC again after a pause, if its deadline allows it."""

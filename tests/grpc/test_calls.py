@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
 import time
 
@@ -13,6 +14,8 @@ import pytest
 import lbclient
 import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
+from lbclient.grpc.calls import Rpc
+from lbclient.grpc.replay import Message, SentRequests
 from tests.support.rpc import channel_of, messages, services
 from tests.support.watchers import Registry, several, until
 
@@ -329,6 +332,54 @@ def test_a_cancellation_ends_the_wait_for_an_instance(rpc_servers, rpcs, monkeyp
     del call
     until(lambda: rpc.over)
     assert rpc.final.code() is grpc.StatusCode.CANCELLED
+
+
+def test_requests_that_cannot_be_sent_again_are_not_waited_for(rpc_servers, rpcs):
+    """An RPC with `wait_for_ready` whose requests are too long to be stored ends when no instance
+    accepts a connection."""
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server])
+    sizes = 300 * 1024, 5, 7
+    long = [messages.StreamingInputCallRequest(payload={"body": bytes(size)}) for size in sizes]
+    call = channel.begin("StreamingInputCall", iter(long), timeout=60.0, wait_for_ready=True)
+    assert call.code == "UNAVAILABLE"
+
+
+def test_requests_that_are_no_longer_stored():
+    """An attempt never gets a later request in place of one that is no longer stored."""
+    requests = SentRequests()
+    requests.append(Message(bytes(300 * 1024), None))
+    requests.get(0)
+    requests.append(Message(b"second", None))
+    assert requests.get(1).serialized() == b"second"
+    requests.append(Message(b"third", None))
+    with pytest.raises(LookupError):
+        requests.get(1)
+
+
+def test_wait_for_ready_while_the_last_round_has_not_returned(rpc_servers, monkeypatch):
+    """An RPC that waits for an instance begins again although another thread, which has begun the
+    previous attempt, has not returned yet."""
+    monkeypatch.setattr(lbclient.grpc.rpc, "AGAIN", 0.001)
+    begin, begun, third = Rpc._begin, itertools.count(), threading.Event()
+
+    def slow(self, *arguments):
+        begin(self, *arguments)
+        number = next(begun)
+        if number == 1:
+            assert third.wait(10)
+        elif number == 2:
+            third.set()
+
+    monkeypatch.setattr(Rpc, "_begin", slow)
+    (server,) = rpc_servers()
+    server.kill()
+    with channel_of("threads", [server.address], retry=None, breaker=None) as channel:
+        call = channel.begin("UnaryCall", wait_for_ready=True)
+        assert third.wait(10)
+        server.start()
+        assert call.call.result(timeout=10).server_id == str(server.port)
 
 
 def wait_for_pause(rpc):
