@@ -612,6 +612,25 @@ def test_max_stale_and_refused_instances(host):
     assert virtual.balancer.snapshot().age == pytest.approx(1)
 
 
+def test_update_during_the_check_of_another():
+    """If each update arrives while the addresses of the last one are checked, the updates still
+    confirm the set in use."""
+    virtual = Virtual(lambda update, _, __: update(at(1)), max_stale=60)
+    checker = virtual.balancer._engine.subscription._watch.checker
+    check, numbers = checker.check, itertools.count(2)
+
+    def busy(answer):
+        virtual.update(at(next(numbers)))
+        return check(answer)
+
+    checker.check = busy
+    virtual.update(at(next(numbers)))
+    virtual.run(100)
+    assert next(numbers) > 900
+    assert virtual.balancer.snapshot().age <= 0.2
+    assert virtual.port() > 900
+
+
 def test_a_burst_of_updates():
     """A thousand updates at once cost two rounds, and a thousand within a second cost about ten.
     The last one is in use."""
