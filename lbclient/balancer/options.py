@@ -148,7 +148,11 @@ class BalancerOptions(TypedDict, total=False):
         ),
     ]
     within: Annotated[
-        str | None, Option("a domain that the targets of SRV records must belong to.")
+        str | None,
+        Option(
+            "a domain that the targets of SRV records, and the host names that a registry reports, "
+            "must belong to."
+        ),
     ]
     family: Annotated[
         Family,
