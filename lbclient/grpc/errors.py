@@ -44,6 +44,14 @@ class _FromBalancing(grpc.RpcError):
         return cls.with_code(grpc.StatusCode.CANCELLED, CANCELLED)
 
     @classmethod
+    def closed(cls, error: Exception) -> Self:
+        """Return the error of an RPC under way that could not go on, since the channel was closed.
+        `error` says so, and becomes its cause."""
+        made = cls.with_code(grpc.StatusCode.CANCELLED, str(error))
+        made.__cause__ = error
+        return made
+
+    @classmethod
     def of(cls, error: Exception) -> Self:
         """Return the gRPC error for an error of lbclient, which becomes its cause."""
         made = cls.with_code(_code_of(error), str(error))

@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from lbclient.grpc.replay import Replay
 
 __all__ = [
-    "AGAIN",
+    "IS_CLOSED",
     "Arguments",
     "BaseCall",
     "BaseMultiCallable",
     "BaseRpc",
     "is_from_server",
     "is_waited_for",
+    "pause_until",
     "time_for",
     "with_trace",
 ]
@@ -55,6 +56,8 @@ Arguments = tuple[Any, Any, Any]
 """Metadata, credentials and compression of one RPC."""
 AGAIN = 0.1
 """Seconds after which a call with `wait_for_ready` looks for an instance again."""
+IS_CLOSED = ValueError, grpc.aio.UsageError
+"""What lbclient and gRPC raise if an attempt begins on a closed channel."""
 _LOOK = 0.05
 """After the process was suspended, an RPC waits this number of seconds for messages that are
 late."""
@@ -78,6 +81,15 @@ def is_waited_for(outcome: object) -> bool:
     if isinstance(outcome, Throttled | DeadlineExceeded):
         return False
     return isinstance(outcome, DiscoveryError | NoInstanceAvailable) or was_unsent(outcome)
+
+
+def pause_until(ends: float | None) -> protocol.Pause:
+    """Return the pause after which an RPC with `wait_for_ready` looks for an instance again. Raises
+    DeadlineExceeded if its deadline has passed."""
+    left = AGAIN if ends is None else ends - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("no instance was ready in time")
+    return protocol.Pause(min(AGAIN, left))
 
 
 def time_for(attempt: protocol.Attempt[Any]) -> float | None:
@@ -124,6 +136,7 @@ class BaseMultiCallable:
         self.begin: Callable[[float | None, Callable[[], bool] | None], protocol.Call[Any]] = (
             MethodCalls(adapter, method).begin
         )
+        self.closed: Callable[[], bool] = lambda: adapter.binding.closed
         self.serializer: Callable[[Any], bytes] | None = method.serializer
         self.streams_requests: bool = method.kind.startswith("stream_")
         self.streams_responses: bool = method.kind.endswith("_stream")
@@ -231,9 +244,8 @@ class BaseRpc:
             return
         try:
             self.start()
-        except Exception:  # noqa: BLE001  # the channel was closed
-            details = "the channel is closed"
-            self._conclude(self._errors.with_code(grpc.StatusCode.CANCELLED, details))
+        except Exception as error:  # noqa: BLE001  # the channel was closed
+            self._conclude(self._errors.closed(error))
 
     def _begin(self, attempt: protocol.Attempt[Any]) -> None:
         """Begin an attempt."""
@@ -332,7 +344,8 @@ class BaseRpc:
             # The frames may refer to the caller's objects, and the error may be gRPC's call.
             outcome = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001  # raised to the caller
-            outcome = error
+            closed = isinstance(error, IS_CLOSED) and self._owner.closed()
+            outcome = self._errors.closed(error) if closed else error
         if isinstance(outcome, Answered):
             self.final = self.inner = outcome.call
             if self._committed:
@@ -355,13 +368,12 @@ class BaseRpc:
 
     def _wait_for_instance(self) -> None:
         """Begin the RPC again after a pause, if its deadline allows it."""
-        left = self._left()
-        if left is not None and left <= 0:
-            over = DeadlineExceeded("no instance was ready in time")
+        try:
+            between = pause_until(self.ends)
+        except DeadlineExceeded as over:
             self._conclude(self._errors.of(over))
             return
-        seconds = AGAIN if left is None else min(AGAIN, left)
-        self._pause = pause = self._rest(protocol.Pause(seconds), self._restart)
+        self._pause = pause = self._rest(between, self._restart)
         if self.cancelled:  # `cancel` may not have seen the pause
             pause.ring()
 

@@ -20,11 +20,12 @@ from lbclient.grpc.classifier import Answered
 from lbclient.grpc.connectivity import Connectivity
 from lbclient.grpc.errors import BalancingError
 from lbclient.grpc.rpc import (
-    AGAIN,
+    IS_CLOSED,
     BaseMultiCallable,
     BaseRpc,
     is_from_server,
     is_waited_for,
+    pause_until,
     time_for,
     with_trace,
 )
@@ -89,17 +90,23 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
         """Carry out an RPC. With `wait_for_ready`, the RPC begins again until there is an
         instance."""
         ends = None if timeout is None else time.monotonic() + timeout
+        call: protocol.Call[Any] | None = None
         while True:
             try:
-                result = protocol.run(call := self.begin(timeout, None), send)
+                call = self.begin(timeout, None)
+                result = protocol.run(call, send)
+            except IS_CLOSED as error:
+                if call is None or not self.closed():
+                    raise
+                raise BalancingError.closed(error) from error
             except (LoadBalancingError, grpc.RpcError) as error:
                 if not (wait_for_ready and is_waited_for(error)):
                     if isinstance(error, LoadBalancingError):
                         raise BalancingError.of(error) from error
                     raise
-                left = None if ends is None else ends - time.monotonic()
-                if left is not None and left <= 0:
-                    over = DeadlineExceeded("no instance was ready in time")
+                try:
+                    pause = pause_until(ends)
+                except DeadlineExceeded as over:
                     over.__cause__ = error
                     raise BalancingError.of(over) from over
             else:
@@ -107,7 +114,7 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
                     protocol.explain(result, call.info())
                     raise result
                 return result
-            protocol.sleep(protocol.Pause(AGAIN if left is None else min(AGAIN, left)))
+            protocol.sleep(pause)
             timeout = None if ends is None else max(1e-9, ends - time.monotonic())
 
     def _send(

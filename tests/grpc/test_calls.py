@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -16,6 +17,7 @@ import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
 from lbclient.grpc.calls import Rpc
 from lbclient.grpc.replay import Message, SentRequests
+from lbclient.grpc.subchannels import SubChannels
 from tests.support.rpc import channel_of, messages, services
 from tests.support.watchers import Registry, several, until
 
@@ -412,6 +414,42 @@ def test_a_channel_is_closed_while_an_rpc_waits(rpc_servers, rpcs):
     call = channel.begin("UnaryCall", wait_for_ready=True)
     channel.close_channel()
     assert call.code in {"CANCELLED", "UNAVAILABLE"}
+
+
+def test_a_channel_is_closed_between_the_rounds_of_a_wait(rpc_servers, rpcs, monkeypatch):
+    """A call that waits for an instance is cancelled when its channel is closed."""
+    monkeypatch.setattr(lbclient.grpc.rpc, "AGAIN", 0.3)
+    (server,) = rpc_servers()
+    server.kill()
+    channel = rpcs([server], retry=None, breaker=None)
+    with ThreadPoolExecutor() as threads:
+        error = threads.submit(channel.error, wait_for_ready=True)
+        until = time.monotonic() + 10
+        while not channel.balancer.snapshot().instances[0].failures:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        channel.close_channel()
+        assert error.result(10).code() is grpc.StatusCode.CANCELLED
+
+
+def test_a_channel_is_closed_between_two_attempts(rpc_servers, rpcs, monkeypatch):
+    """A call whose retry finds the channel closed is cancelled, and its instances are not at
+    fault."""
+    servers = rpc_servers(2)
+    for one in servers:
+        one.tell("status UNAVAILABLE busy")
+    to, begun = SubChannels.to, itertools.count()
+
+    def closed(self, endpoint):
+        if next(begun) % 2:
+            channel.channel._adapter.close()
+            self.closed = True
+            return self._new(endpoint)
+        return to(self, endpoint)
+
+    monkeypatch.setattr(SubChannels, "to", closed)
+    channel = rpcs(servers, retry=RetryPolicy(attempts=2, budget=None), idempotent=lambda _: True)
+    assert channel.error("CacheableUnaryCall").code() is grpc.StatusCode.CANCELLED
 
 
 def test_hedging(rpc_servers, rpcs):
