@@ -15,6 +15,7 @@ from lbclient.balancer.load_probe import Loads
 from lbclient.core.call import NO_OPTIONS, Call, CallOptions
 from lbclient.core.engine import Engine
 from lbclient.core.pool import Pool
+from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.classifier import Classifier
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.resilience.health_check import HealthCheck
@@ -89,10 +90,13 @@ class Binding:
             executor=self._executor,
         )
 
-    def report_health(self, endpoint: Endpoint, *, healthy: bool, why: str) -> None:
+    def report_health(
+        self, endpoint: Endpoint, *, healthy: bool, why: str, breaker: Breaker | None = None
+    ) -> None:
         """Record at once what an instance itself has said about its health. `why` is empty if the
-        instance is healthy."""
-        self._engine.record_health(endpoint, endpoint.breaker, healthy=healthy, why=why)
+        instance is healthy. `breaker` identifies the machine that has said it: if the endpoint has
+        another breaker now, the report is ignored."""
+        self._engine.record_health(endpoint, breaker or endpoint.breaker, healthy=healthy, why=why)
 
     @property
     def state(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import grpc
@@ -13,6 +13,7 @@ import grpc
 from lbclient._internal import fork
 from lbclient._internal.deadline import Expiry
 from lbclient.balancer.health_monitor import plain_check
+from lbclient.endpoint.breaker import Breaker
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.grpc.subchannels import FORKS_SUPPORTED
 from lbclient.grpc.wire import fields, text_field
@@ -80,6 +81,13 @@ class _ForkGate:
 _GATE = _ForkGate()
 
 
+class _Followed(NamedTuple):
+    """A call of `Watch`, and the machine that it follows."""
+
+    machine: tuple[Breaker, frozenset[str]]
+    call: Any
+
+
 class Health:
     """Checks the health of each instance in two ways. In each round, every instance is asked for
     its state (`Check`). In addition, an instance that supports `Watch` reports each change of its
@@ -104,7 +112,7 @@ class Health:
         self._request = text_field(1, policy.grpc or "")
         self._open = open_channel
         self._binding = binding
-        self._followed: dict[Endpoint, Any] = {}
+        self._followed: dict[Endpoint, _Followed | None] = {}
         """Maps each instance to its call of `Watch`; to None if there is no such call."""
         fork.track(self)
 
@@ -113,9 +121,9 @@ class Health:
 
     def close(self) -> None:
         """End all calls of `Watch`."""
-        for call in list(getattr(self, "_followed", {}).values()):
-            if call is not None:
-                call.cancel()
+        for followed in list(getattr(self, "_followed", {}).values()):
+            if followed is not None:
+                followed.call.cancel()
 
     def after_fork(self) -> None:
         """In a forked child: do not touch the RPCs of the parent, and call `Watch` for each
@@ -144,16 +152,22 @@ class Health:
 
     def _follow(self, endpoint: Endpoint) -> None:
         for gone in [one for one in list(self._followed) if one.gone]:
-            if (call := self._followed.pop(gone, None)) is not None:
-                call.cancel()
-        if endpoint.gone or self._followed.setdefault(endpoint, None) is not None:
+            if (followed := self._followed.pop(gone, None)) is not None:
+                followed.call.cancel()
+        if endpoint.gone:
             return
+        machine = _machine(endpoint)  # before the channel gets the addresses
+        if (followed := self._followed.setdefault(endpoint, None)) is not None:
+            if followed.machine == machine:
+                return
+            self._unfollow(endpoint)
         with _GATE:
             channel: Any = self._open(endpoint)
-            call = self._followed[endpoint] = channel.unary_stream(_WATCH)(self._request)
+            followed = _Followed(machine, channel.unary_stream(_WATCH)(self._request))
+            self._followed[endpoint] = followed
         thread = threading.Thread(
             target=_read,
-            args=(ref(self), endpoint, channel, call),
+            args=(ref(self), endpoint, channel, followed),
             name="lbclient-health",
             daemon=True,
         )
@@ -164,44 +178,58 @@ class Health:
             with _GATE:
                 channel.close()
         if self._binding.closed:
-            call.cancel()
+            followed.call.cancel()
 
     def _unfollow(self, endpoint: Endpoint) -> None:
         """End the call of `Watch`, so that `Watch` is called again once the instance answers. The
         connection of the old call may be lost without an error, and another server may run at the
         address."""
-        if (call := self._followed.get(endpoint)) is not None:
+        if (followed := self._followed.get(endpoint)) is not None:
             self._followed[endpoint] = None
-            call.cancel()
+            followed.call.cancel()
 
-    def _told(self, endpoint: Endpoint, state: int) -> None:
+    def _told(self, endpoint: Endpoint, followed: _Followed, state: int) -> None:
+        if followed.machine != _machine(endpoint):
+            return
         healthy = state == _SERVING
-        why = "" if healthy else _shown(state)
-        self._binding.report_health(endpoint, healthy=healthy, why=why)
+        self._binding.report_health(
+            endpoint,
+            healthy=healthy,
+            why="" if healthy else _shown(state),
+            breaker=followed.machine[0],
+        )
 
-    def _ended(self, endpoint: Endpoint, call: object, *, served: bool) -> None:
-        if served and self._followed.get(endpoint) is call:
+    def _ended(self, endpoint: Endpoint, followed: _Followed, *, served: bool) -> None:
+        if served and self._followed.get(endpoint) is followed:
             self._followed[endpoint] = None  # the next round calls `Watch` again
 
 
-def _read(health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, call: Any) -> None:
+def _machine(endpoint: Endpoint) -> tuple[Breaker, frozenset[str]]:
+    """Return what identifies the machine at which an instance is now. After an update, the endpoint
+    first has a new breaker, and then its new addresses."""
+    return endpoint.breaker, frozenset(endpoint.instance.addresses)
+
+
+def _read(
+    health: ref[Health], endpoint: Endpoint, channel: grpc.Channel, followed: _Followed
+) -> None:
     """Read the states that one instance reports. This runs on a thread that does not keep the
     `Health` object alive."""
     served = True
     try:
-        for response in call:
+        for response in followed.call:
             if (owner := health()) is not None and not endpoint.gone:
-                owner._told(endpoint, _state_of(response))  # noqa: SLF001  # its own thread
+                owner._told(endpoint, followed, _state_of(response))  # noqa: SLF001  # own thread
             owner = None
     except CheckFailed:
-        call.cancel()
+        followed.call.cancel()
     except grpc.RpcError as error:
         served = error.code() is not grpc.StatusCode.UNIMPLEMENTED
     finally:
         with _GATE:
             channel.close()
     if (owner := health()) is not None:
-        owner._ended(endpoint, call, served=served)  # noqa: SLF001  # as above
+        owner._ended(endpoint, followed, served=served)  # noqa: SLF001  # as above
 
 
 def _shown(state: int) -> str:

@@ -13,10 +13,11 @@ import grpc
 import pytest
 
 import lbclient.grpc
-from lbclient import HealthCheck
+from lbclient import Answer, HealthCheck, Instance
 from lbclient._internal.deadline import Expiry
 from lbclient.protocol import CheckFailed
 from tests.grpc.test_services import until
+from tests.support.watchers import Registry
 
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 
@@ -25,7 +26,7 @@ class Liar(grpc.GenericRpcHandler):
     """A server whose health service answers what a test says: bytes, an exception's status, or
     nothing until `released`. Other methods echo the request."""
 
-    def __init__(self):
+    def __init__(self, address="127.0.0.1:0"):
         self.check, self.watch = SERVING, grpc.StatusCode.UNIMPLEMENTED
         self.checks = self.watches = 0
         self.hanging = threading.Semaphore(0)
@@ -33,7 +34,7 @@ class Liar(grpc.GenericRpcHandler):
         self._server = grpc.server(
             futures.ThreadPoolExecutor(16), handlers=[self], options=[("grpc.so_reuseport", 0)]
         )
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(address)
         self._server.start()
 
     def close(self):
@@ -77,10 +78,11 @@ def liar():
 class Checked:
     """The health checks of a channel to the liar."""
 
-    def __init__(self, liar):
+    def __init__(self, service):
         health = HealthCheck(grpc="", interval=3600.0, timeout=10.0)
-        self.channel = lbclient.grpc.channel([f"127.0.0.1:{liar.port}"], health=health)
+        self.channel = lbclient.grpc.channel(service, health=health)
         self.health = self.channel._adapter.health
+        self.channel.balancer.refresh()
         (self._endpoint,) = self.channel._adapter.binding.pool.endpoints
 
     def check(self, seconds=10.0):
@@ -104,7 +106,7 @@ class Checked:
 @pytest.fixture
 def checked(liar):
     until(lambda: not following())
-    one = Checked(liar)
+    one = Checked([f"127.0.0.1:{liar.port}"])
     yield one
     liar.released.set()
     one.channel.close()
@@ -208,6 +210,54 @@ def test_what_a_watch_says_counts_at_once(checked, liar):
             until(lambda: checked.standing == "serving")
     finally:
         said.put("end")
+
+
+@pytest.fixture
+def moving(liar):
+    """Checks of an instance at the liar; `move` moves it to the address of a successor."""
+
+    def at(address):
+        return Answer([Instance("orders.test", liar.port, addresses=(address,))])
+
+    def move():
+        registry.update(at("127.0.0.2"))
+        until(lambda: one.channel.balancer.instances()[0].addresses == ("127.0.0.2",))
+
+    registry = Registry(at("127.0.0.1"))
+    successor = Liar(f"127.0.0.2:{liar.port}")
+    one = Checked(registry)
+    yield one, move, successor
+    one.channel.close()
+    liar.released.set()
+    successor.close()
+    until(lambda: not following())
+
+
+def test_what_a_watch_of_an_old_address_says_does_not_count(moving, liar):
+    """What a server says after its instance has moved to another address does not count."""
+    checked, move, _ = moving
+    said = queue.SimpleQueue()
+    liar.watch = iter(said.get, "end")
+    said.put(SERVING)
+    assert checked.check() is None
+    move()
+    said.put(NOT_SERVING)
+    said.put("end")
+    until(lambda: not following())
+    assert checked.standing == "serving"
+
+
+@pytest.mark.parametrize("watch", [[SERVING, None], grpc.StatusCode.UNIMPLEMENTED], ids=str)
+def test_a_watch_moves_with_its_instance(moving, liar, watch):
+    """After its instance has moved to another address, `Watch` follows the server there, also if
+    the old server did not serve it."""
+    checked, move, successor = moving
+    liar.watch, successor.watch = watch, [NOT_SERVING, None]
+    assert checked.check() is None
+    move()
+    assert checked.check() is None
+    until(lambda: checked.standing == "unhealthy")
+    assert (liar.watches, successor.watches, len(following())) == (1, 1, 1)
 
 
 def test_an_instance_that_leaves_during_checks(checked):
