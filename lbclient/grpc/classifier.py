@@ -10,6 +10,7 @@ import grpc
 
 from lbclient._internal import validation
 from lbclient.endpoint.classifier import FAULT_NAME
+from lbclient.grpc.errors import CANCELLED
 from lbclient.protocol import Classifier, Verdict
 
 __all__ = [
@@ -87,7 +88,7 @@ def codes_of(codes: Collection[str | grpc.StatusCode]) -> frozenset[grpc.StatusC
     found = set[grpc.StatusCode]()
     for code in validation.several("codes", codes, "names of statuses such as 'UNAVAILABLE'"):
         named = code if isinstance(code, grpc.StatusCode) else _Status.__members__.get(str(code))
-        if named is None or named is _Status.OK:
+        if named is None or named in _NEUTRAL:  # `CANCELLED` is the caller's wish
             raise ValueError(
                 f"codes must contain names of statuses such as 'UNAVAILABLE', not {code!r}"
             )
@@ -126,6 +127,13 @@ def is_of_the_caller(error: grpc.RpcError) -> bool:
     """True if a function of the caller, such as a deserializer, has raised an exception, or if the
     caller's metadata is invalid."""
     return (error.details() or "") in _OF_THE_CALLER
+
+
+def _ended_here(error: grpc.RpcError) -> bool:
+    """True if the caller, or its code, has ended the RPC."""
+    return is_of_the_caller(error) or (
+        error.code() is _Status.CANCELLED and error.details() == CANCELLED
+    )
 
 
 def was_unsent(error: object) -> bool:
@@ -190,9 +198,9 @@ def classified(classify: Classifier, outcome: object) -> Verdict:
     """Call a user's classifier with the response or the `grpc.RpcError`.
 
     The user's classifier is not called for the messages of a stream, since these cannot be taken
-    back. It is not called either for an RPC that was never sent, or that a deadline of
-    lbclient has ended. If the server sends `grpc-retry-pushback-ms`, this is respected in addition
-    to the verdict.
+    back. It is not called either for an RPC that was never sent, or that a deadline of lbclient,
+    the caller or its code has ended. If the server sends `grpc-retry-pushback-ms`, this is
+    respected in addition to the verdict.
     """
     if isinstance(outcome, Answered):
         return _FINE if outcome.response is None else classify(outcome.response)
@@ -202,6 +210,8 @@ def classified(classify: Classifier, outcome: object) -> Verdict:
         return _never_sent(outcome.details() or "")
     if (expired := _expired(outcome)) is not None:
         return expired
+    if _ended_here(outcome):
+        return _FINE
     return _pushed_back(classify(outcome), outcome)
 
 

@@ -126,7 +126,13 @@ class Connectivity:
 
     def _begin_polling(self) -> None:
         if self._watching.acquire(blocking=False):
-            threading.Thread(target=self._poll, name="lbclient-connectivity", daemon=True).start()
+            try:
+                threading.Thread(
+                    target=self._poll, name="lbclient-connectivity", daemon=True
+                ).start()
+            except BaseException:  # no more threads can be started: the next request tries again
+                self._watching.release()
+                raise
 
     def _poll(self) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import socket
 import threading
 import time
@@ -133,6 +134,23 @@ def test_callbacks(address, nowhere):
             until(lambda: told[-1:] == [last])  # noqa: B023  # used at once
             channel.unsubscribe(told.append)
             until(lambda: not watching())
+
+
+def test_no_thread_for_a_callback(address, monkeypatch):
+    """If no thread can be started for the first callback, the next one starts it."""
+
+    def fail(_):
+        raise RuntimeError("can't start new thread")
+
+    told = queue.SimpleQueue()
+    with lbclient.grpc.channel([address]) as channel:
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            channel.subscribe(told.put)
+        monkeypatch.undo()
+        channel.subscribe(told.put)
+        told.get(timeout=10)
+    until(lambda: not watching())
 
 
 def test_callbacks_after_close(address):

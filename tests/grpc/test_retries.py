@@ -11,6 +11,7 @@ import lbclient
 import lbclient.grpc
 from lbclient import RetryBudget, RetryPolicy, Verdict
 from tests.support.rpc import messages
+from tests.support.watchers import until
 
 EVERY = {"retry": RetryPolicy(attempts=3, budget=None, backoff=0.001), "strategy": "round-robin"}
 IDEMPOTENT = "/grpc.testing.TestService/UnaryCall"
@@ -238,6 +239,32 @@ def test_a_judge_has_no_say_in_what_was_never_sent(rpc_servers, rpcs):
     assert live.calls == before + 1
 
 
+def test_a_judge_is_not_asked_about_an_rpc_that_its_caller_has_ended(rpc_servers, rpcs, kind):
+    """A `judge` is not called for an RPC that failed by the caller's own metadata or serializer, or
+    that the caller has cancelled."""
+
+    def judge(outcome):
+        asked.append(outcome)
+        return Verdict(fault=True, again="always")
+
+    (server,) = rpc_servers()
+    asked = []
+    channel = rpcs([server], judge=judge, **EVERY)
+    if kind == "threads":  # gRPC for asyncio raises other exceptions
+        with pytest.raises(grpc.RpcError):
+            channel.unary(request="not a message", timeout=10.0)
+        with pytest.raises(grpc.RpcError):
+            channel.unary(metadata=(("UPPER", "x"),), timeout=10.0)
+    server.tell("hold")
+    call = channel.begin("UnaryCall", timeout=10.0)
+    until(lambda: server.calls == 1)
+    call.cancel()
+    assert call.code == "CANCELLED"
+    until(lambda: channel.in_flight() == 0)
+    server.tell("release")
+    assert asked == []
+
+
 def test_a_judge_is_not_asked_about_a_stream_that_has_begun(rpc_servers, rpcs):
     """A stream whose first message has arrived goes on, whatever the judge would say."""
     servers = rpc_servers(2)
@@ -255,6 +282,7 @@ def test_a_judge_is_not_asked_about_a_stream_that_has_begun(rpc_servers, rpcs):
     [
         ({"codes": ["NONSENSE"]}, "codes"),
         ({"codes": ["OK"]}, "codes"),
+        ({"codes": ["CANCELLED"]}, "codes"),
         ({"idempotent": ["Get"]}, "idempotent"),
         ({"options": ["x"]}, "options"),
         ({"credentials": "x"}, "credentials"),
