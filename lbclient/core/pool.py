@@ -19,6 +19,7 @@ the instances.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -271,12 +272,15 @@ class Pool:
         """Register a method to call, without the lock, after instances have left or got new
         addresses. The pool does not keep the object of the method alive.
         """
+        for dead in [one for one in self._listeners if one() is None]:
+            with contextlib.suppress(ValueError):  # another thread has removed it
+                self._listeners.remove(dead)
         self._listeners.append(WeakMethod(departed))
 
     def tell_listeners(self) -> None:
         """Call the registered methods, since instances have left or got new addresses. Call this
         method without the lock."""
-        for ref in self._listeners:
+        for ref in list(self._listeners):
             if (departed := ref()) is not None:
                 departed()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
 
 import grpc
@@ -194,7 +195,7 @@ class BalancedChannel(grpc.aio.Channel):
             method = Method(path, kind, *key[2:])
             known = self._made[key] = _KINDS[kind](self._adapter, self._subchannel, method)
         self._by_path[kind, path] = known
-        return _Intercepted(self._front, known.method) if self._interceptors else known
+        return _Intercepted(self._front, known) if self._interceptors else known
 
     def _find(self, kind: str, path: str) -> MultiCallable:
         """Return the multi-callable of a method that an interceptor names."""
@@ -270,16 +271,23 @@ class _Intercepted:
     """The RPCs of one method, with interceptors. gRPC's own channel calls the interceptors. The
     last interceptor belongs to lbclient, and begins the RPC."""
 
-    def __init__(self, front: Callable[[], Any], method: Method) -> None:
+    def __init__(self, front: Callable[[], Any], called: MultiCallable) -> None:
         self._front = front
-        self._method = method
+        self._called = called
 
     def __call__(self, *request: Any, **options: Any) -> Any:
         """Begin an RPC, and return its call."""
-        made = getattr(self._front(), self._method.kind)(self._method.path)
-        return made(*request, **options)
+        method = self._called.method
+        made = getattr(self._front(), method.kind)(method.path)
+        token = _called.set(self._called)  # gRPC calls the interceptors in a task that it begins
+        try:
+            return made(*request, **options)
+        finally:
+            _called.reset(token)
 
 
+_called: ContextVar[MultiCallable | None] = ContextVar("lbclient_grpc_called", default=None)
+"""The RPCs of the method that the caller has called, while the interceptors are called."""
 Find = Callable[[str, Any], MultiCallable]
 """Returns the multi-callable of a method by its kind and path."""
 
@@ -296,7 +304,10 @@ class _Innermost:
         """Begin the RPC with the changes that the interceptors have made."""
         path = details.method
         path = path.decode() if isinstance(path, bytes) else path
-        return self._find(self.kind, path).started(
+        called = _called.get()
+        if called is None or called.method.path != path:  # an interceptor names another method
+            called = self._find(self.kind, path)
+        return called.started(
             request, details.timeout, details.metadata, details.credentials, details.wait_for_ready
         )
 

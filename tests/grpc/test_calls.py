@@ -531,6 +531,31 @@ def test_interceptors_of_asyncio(server):
         assert rpcs.error().code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_stubs_of_one_method_with_interceptors(server):
+    """With interceptors, each stub of a method uses its own serializer and deserializer, also if an
+    interceptor calls another stub."""
+    path = "/grpc.testing.TestService/UnaryCall"
+
+    class Calls(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation, details, request):
+            if request == "outer":
+                assert await inner("inner") == "inner"
+            return await continuation(details, request)
+
+    async def run():
+        nonlocal inner
+        async with lbclient.grpc.aio.channel([server.address], interceptors=[Calls()]) as channel:
+            outer, inner = (
+                channel.unary_unary(path, lambda _: b"", lambda _, name=name: name)
+                for name in ("outer", "inner")
+            )
+            assert await outer("outer") == "outer"
+            assert await asyncio.gather(outer("x"), inner("x")) == ["outer", "inner"]
+
+    inner = None
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("hedge", [None, HedgePolicy(delay=60.0)], ids=["plain", "hedged"])
 def test_a_closed_channel(server, rpcs, hedge):
     """A closed channel refuses RPCs, and closing cancels those under way."""
@@ -598,6 +623,20 @@ def test_two_loops(server):
 
     for _ in range(2):
         assert asyncio.run(call()).server_id == str(server.port)
+    asyncio.run(channel.close())
+
+
+def test_a_channel_of_several_loops_forgets_those_that_are_closed(server):
+    """The balancer does not keep what a channel had in an event loop that is closed."""
+    channel = lbclient.grpc.aio.channel([server.address])
+
+    async def call():
+        await services.TestServiceStub(channel).UnaryCall(messages.SimpleRequest())
+
+    for _ in range(4):
+        asyncio.run(call())
+        gc.collect()
+    assert len(channel._adapter.binding.pool._listeners) < 4
     asyncio.run(channel.close())
 
 
