@@ -17,6 +17,7 @@ from lbclient.discovery.composite import Composite, Service
 from lbclient.discovery.registry import Target
 from lbclient.discovery.service_url import GRPC, authority_of
 from lbclient.endpoint.endpoint import Endpoint
+from lbclient.errors import DeadlineExceeded
 from lbclient.grpc.classifier import GrpcClassifier, classified, codes_of
 from lbclient.grpc.health import Health
 from lbclient.grpc.load_reports import LoadReports
@@ -182,9 +183,11 @@ class MethodCalls:
     def begin(
         self, timeout: float | None, replayable: Callable[[], bool] | None = None
     ) -> Call[Any]:
-        """Begin a call. `timeout` is its deadline."""
+        """Begin a call. `timeout` is its deadline. Raises DeadlineExceeded if it has passed."""
         if self._binding.closed:
             raise ValueError(self.adapter.closed)
+        if timeout is not None and timeout <= 0:
+            raise DeadlineExceeded(f"the timeout was {timeout:.3g} s, so nothing was sent")
         options = self._untimed
         if timeout is not None or replayable is not None:
             options = CallOptions(self._idempotent, deadline=timeout, replayable=replayable)

@@ -138,7 +138,9 @@ class Rpc(BaseRpc):
         """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         if not self._committed:
             self.wait(lambda: self.inner is not None or self.over)
-            self._time_message()
+            inner = self.inner  # only once: another attempt may follow at any time
+            self._time_message(inner)
+            return inner
         return self.inner
 
     def _set_timer(self, inner: Any, seconds: float) -> None:

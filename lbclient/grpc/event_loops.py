@@ -192,7 +192,7 @@ class AioRpc(BaseRpc):
         """Wait for an attempt, and return its call; None if the RPC ended without an attempt."""
         if not self._committed:
             await self._waiters.until(lambda: self.inner is not None or self.over)
-            self._time_message()
+            self._time_message(self.inner)
         return self.inner
 
     def _set_timer(self, inner: Any, seconds: float) -> None:

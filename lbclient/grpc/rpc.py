@@ -267,11 +267,11 @@ class BaseRpc:
         if self.cancelled:
             inner.cancel()
 
-    def _time_message(self) -> None:
+    def _time_message(self, inner: Any) -> None:
         """Start the timer of `attempt_timeout`, since a reader waits for the first message. Before
         that, gRPC passes on no message, and a slow reader must not count as a failure of the
         instance."""
-        inner, seconds = self.inner, self._owner.message_timeout
+        seconds = self._owner.message_timeout
         if seconds is not None and not self._committed and self._timed is not inner:
             self._timed = inner
             if not self.over:
@@ -285,6 +285,8 @@ class BaseRpc:
     def _time_out(self, inner: Any, due: float) -> None:
         """Cancel the gRPC call of an attempt whose first message is late. gRPC then reports the end
         of the attempt."""
+        if self.inner is not inner:  # the timer is now that of a later attempt
+            return
         if time.monotonic() - due > STOOD_STILL:
             # After a process was suspended, timers fire before messages arrive. So check once more.
             self._set_timer(inner, _LOOK)

@@ -115,7 +115,7 @@ class UnaryUnary(MultiCallable, bases.UnaryUnary):
                     raise result
                 return result
             protocol.sleep(pause)
-            timeout = None if ends is None else max(1e-9, ends - time.monotonic())
+            timeout = None if ends is None else ends - time.monotonic()
 
     def _send(
         self,

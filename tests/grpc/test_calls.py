@@ -272,6 +272,20 @@ def test_deadlines(server, rpcs, method):
     assert channel.in_flight() == 0
 
 
+@pytest.mark.parametrize("timeout", [0, -1.0])
+def test_a_timeout_that_has_passed(server, rpcs, timeout):
+    """An RPC whose timeout is 0 or less ends at its deadline, and nothing is sent."""
+    channel = rpcs([server])
+    for options in ({}, {"wait_for_ready": True}):
+        error = channel.error(timeout=timeout, **options)
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert channel.begin("UnaryCall", timeout=timeout, **options).code == "DEADLINE_EXCEEDED"
+        call = channel.begin("StreamingOutputCall", outputs(1), timeout=timeout, **options)
+        with pytest.raises(grpc.RpcError, match="nothing was sent"):
+            call.read()
+    assert server.calls == 0
+
+
 def test_the_deadline_of_a_block(server, rpcs, kind):
     """`lbclient.deadline` bounds every RPC that begins in its block."""
     server.tell("hold")
@@ -433,8 +447,7 @@ def test_a_channel_is_closed_between_the_rounds_of_a_wait(rpc_servers, rpcs, mon
 
 
 def test_a_channel_is_closed_between_two_attempts(rpc_servers, rpcs, monkeypatch):
-    """A call whose retry finds the channel closed is cancelled, and its instances are not at
-    fault."""
+    """A call whose retry finds the channel closed is cancelled."""
     servers = rpc_servers(2)
     for one in servers:
         one.tell("status UNAVAILABLE busy")

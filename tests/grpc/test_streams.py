@@ -263,6 +263,21 @@ def test_a_stream_may_last_longer_than_an_attempt(rpc_servers, rpcs, method, req
     assert server.told()["timeouts"] == [None]
 
 
+def test_the_timer_of_an_attempt_that_was_replaced(rpc_servers, rpcs):
+    """If the timer of an earlier attempt fires late, the current attempt keeps its own timer."""
+    (server,) = rpc_servers()
+    server.tell("hold")
+    channel = rpcs([server], **TIMED)
+    reading = Reading(channel, channel.begin("StreamingOutputCall", outputs(1)))
+    rpc = reading._rpc
+    while (timer := rpc._timer) is None:
+        time.sleep(0.001)
+    rpc._time_out(object(), time.monotonic() - 100)
+    assert rpc._timer is timer
+    server.tell("release")
+    assert len(reading.end()) == 1
+
+
 @STREAMS
 def test_a_first_message_that_is_late(rpc_servers, rpcs, method, requests):
     """An attempt whose first message does not arrive within `attempt_timeout` is ended, its
