@@ -31,7 +31,14 @@ from lbclient.grpc.deadlines import AioDeadlineInterceptor as DeadlineIntercepto
 from lbclient.grpc.event_loops import AioRpc
 from lbclient.grpc.options import ChannelOptions
 from lbclient.grpc.rpc import BaseMultiCallable, BaseRpc
-from lbclient.grpc.subchannels import Method, SubChannel, SubChannels, claim_grpc, opened
+from lbclient.grpc.subchannels import (
+    Method,
+    SubChannel,
+    SubChannels,
+    claim_grpc,
+    make_room,
+    opened,
+)
 
 if TYPE_CHECKING:
     from lbclient.discovery.composite import Service
@@ -192,6 +199,7 @@ class BalancedChannel(grpc.aio.Channel):
         key = kind, path, request_serializer, response_deserializer, bool(_registered_method)
         known = self._made.get(key)
         if known is None:
+            make_room(self._made)
             method = Method(path, kind, *key[2:])
             known = self._made[key] = _KINDS[kind](self._adapter, self._subchannel, method)
         self._by_path[kind, path] = known

@@ -25,10 +25,20 @@ from lbclient._internal import fork
 from lbclient.endpoint.endpoint import Endpoint
 from lbclient.protocol import Binding
 
-__all__ = ["FORKS_SUPPORTED", "Method", "SubChannel", "SubChannels", "claim_grpc", "opened"]
+__all__ = [
+    "FORKS_SUPPORTED",
+    "Method",
+    "SubChannel",
+    "SubChannels",
+    "claim_grpc",
+    "make_room",
+    "opened",
+]
 
 _READY = 2
 """The number of the state READY in gRPC's core."""
+_MOST = 1000
+"""The maximum number of multi-callables that a channel or a sub-channel stores."""
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 _inherited: list[object] = []
 """The sub-channels of the parent of a forked child. The child must neither use nor finalize
@@ -118,6 +128,13 @@ class Method:
     registered: bool
 
 
+def make_room(stored: dict[Any, Any]) -> None:
+    """Empty a store of multi-callables that is full, such as after many stubs with a serializer of
+    their own. Those that are still in use are created and stored again."""
+    if len(stored) >= _MOST:
+        stored.clear()
+
+
 class SubChannel:
     """The channel to one instance, and its multi-callables."""
 
@@ -136,6 +153,7 @@ class SubChannel:
         known = self.methods.get(method)
         if known is None:
             with self._lock:  # generated code of gRPC registers methods on one thread
+                make_room(self.methods)
                 known = self.methods[method] = getattr(self.channel, method.kind)(
                     method.path,
                     method.serializer,

@@ -29,7 +29,7 @@ from lbclient.grpc.rpc import (
     time_for,
     with_trace,
 )
-from lbclient.grpc.subchannels import Method, SubChannels
+from lbclient.grpc.subchannels import Method, SubChannels, make_room
 
 __all__ = ["BalancedChannel"]
 
@@ -240,6 +240,7 @@ class _Direct:
         key = kind, path, request_serializer, response_deserializer, bool(_registered_method)
         known = self._made.get(key)
         if known is None:
+            make_room(self._made)
             method = Method(path, kind, *key[2:])
             known = self._made[key] = _KINDS[kind](self._adapter, self.subchannels, method)
         return known

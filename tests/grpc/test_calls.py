@@ -15,6 +15,7 @@ import pytest
 import lbclient
 import lbclient.grpc
 from lbclient import HedgePolicy, RetryPolicy
+from lbclient.grpc import subchannels
 from lbclient.grpc.calls import Rpc
 from lbclient.grpc.replay import Message, SentRequests
 from lbclient.grpc.subchannels import SubChannels
@@ -623,6 +624,36 @@ def test_stubs_that_are_made_for_each_call(server, rpcs):
         channel.unary()
     made = getattr(channel.channel, "_made", None) or channel.channel._direct._made
     assert len(made) == 7
+
+
+def test_stubs_with_serializers_of_their_own(server, rpcs, monkeypatch):
+    """Many stubs, each with a serializer of its own, cost a bounded amount of memory, and an old
+    one still works."""
+    monkeypatch.setattr(subchannels, "_MOST", 10)
+    channel = rpcs([server])
+
+    def call(stub):
+        if channel.loop is None:
+            return stub(b"")
+
+        async def wait():
+            return await stub(b"")
+
+        return channel.loop.run(wait())
+
+    path = "/grpc.testing.TestService/UnaryCall"
+    stubs = [channel.channel.unary_unary(path, lambda one: one) for _ in range(25)]
+    for stub in [*stubs, stubs[0]]:
+        assert str(server.port).encode() in call(stub)
+    if channel.loop is None:
+        direct = channel.channel._direct
+        made, opened = direct._made, direct.subchannels._known
+    else:
+        made = channel.channel._made
+        opened = channel.channel._loops[channel.loop.loop].subchannels._known
+    (subchannel,) = opened.values()
+    assert len(made) <= 10
+    assert len(subchannel.methods) <= 10
 
 
 def test_two_loops(server):
