@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -34,9 +35,9 @@ class _FromBalancing(grpc.RpcError):
     """Creates gRPC errors from errors of lbclient, for both kinds of channel."""
 
     @classmethod
+    @abstractmethod
     def with_code(cls, code: grpc.StatusCode, details: str) -> Self:
         """Return an error with this status."""
-        raise NotImplementedError
 
     @classmethod
     def cancelled_by_caller(cls) -> Self:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -247,9 +248,9 @@ class BaseRpc:
         except Exception as error:  # noqa: BLE001  # the channel was closed
             self._conclude(self._errors.closed(error))
 
+    @abstractmethod
     def _begin(self, attempt: protocol.Attempt[Any]) -> None:
         """Begin an attempt."""
-        raise NotImplementedError
 
     def _time_for(self, attempt: protocol.Attempt[Any]) -> float | None:
         """The time limit that gRPC applies to an attempt. A stream of responses may take the time
@@ -277,10 +278,10 @@ class BaseRpc:
             if not self.over:
                 self._set_timer(inner, seconds)
 
+    @abstractmethod
     def _set_timer(self, inner: Any, seconds: float) -> None:
         """Call `_time_out` in `seconds`, with this attempt and the time at which the timer is
         due."""
-        raise NotImplementedError
 
     def _time_out(self, inner: Any, due: float) -> None:
         """Cancel the gRPC call of an attempt whose first message is late. gRPC then reports the end
@@ -383,13 +384,13 @@ class BaseRpc:
         self.final = error
         self._end()
 
+    @abstractmethod
     def _end(self) -> None:
         """End the RPC, and tell all code that waits for its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _wake(self) -> None:
         """Wake all code that waits for a change of the RPC."""
-        raise NotImplementedError
 
     def _notify(self, callbacks: list[Callable[[], object]]) -> None:
         self._wake()
@@ -431,9 +432,9 @@ class BaseRpc:
             pause.ring()
         return True
 
+    @abstractmethod
     def drop(self) -> None:
         """Like `cancel`, but for a finalizer, which must not take the balancer's lock."""
-        raise NotImplementedError
 
     def add_callback(self, callback: Callable[[], object]) -> bool:
         """Call `callback` at the end of the RPC. Returns False if the RPC is over."""
